@@ -1,0 +1,1 @@
+"""What a file holds: ELF images, functions, disassembly, call frame information, symbols."""

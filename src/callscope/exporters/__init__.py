@@ -1,0 +1,1 @@
+"""The calls table handed to other tools, one file a format."""

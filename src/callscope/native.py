@@ -1,0 +1,27 @@
+"""Finds and loads the native libraries that the build put beside this package."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+from callscope.errors import NativeError
+
+LIBRARY_DIRECTORY = Path(__file__).resolve().parent / "lib"
+AGENT_NAME = "libcallscope-agent.so"
+KERNEL_NAME = "libcallscope-kernel.so"
+
+
+def library_path(name: str) -> Path:
+    """The absolute path of a native library; NativeError when the build did not produce it."""
+    path = LIBRARY_DIRECTORY / name
+    if not path.is_file():
+        raise NativeError(f"{name} is missing from {LIBRARY_DIRECTORY}: reinstall callscope")
+    return path
+
+
+@cache
+def kernel() -> ctypes.CDLL:
+    """The kernel library: plain C over flat arrays, called with pointers to NumPy data."""
+    return ctypes.CDLL(str(library_path(KERNEL_NAME)))

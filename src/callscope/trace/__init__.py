@@ -1,0 +1,1 @@
+"""From a trace directory to events, processes and the module timeline."""
