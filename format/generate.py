@@ -49,7 +49,8 @@ def c_header(schema: dict[str, Any]) -> str:
     for group in schema["constants"].values():
         for name, value in group.items():
             suffix = "ull" if value > 0xFFFFFFFF else "u"
-            out.append(f"#define CS_{name} {value:#x}{suffix}" if value > 4096 else f"#define CS_{name} {value}{suffix}")
+            number = f"{value:#x}" if value > 4096 else str(value)
+            out.append(f"#define CS_{name} {number}{suffix}")
         out.append("")
     for name, record in schema["records"].items():
         out.append(f"/* {record['doc']} */")
@@ -70,7 +71,7 @@ def python_module(schema: dict[str, Any]) -> str:
     """The Python module's text."""
     out = [f'"""Constants and NumPy record types of Callscope\'s files.\n\n{NOTE}\n"""', "", "import numpy as np", ""]
     for group in schema["constants"].values():
-        out += [f"{name} = {value:#x}" if value > 4096 else f"{name} = {value}" for name, value in group.items()]
+        out += [f"{name} = 0x{value:X}" if value > 4096 else f"{name} = {value}" for name, value in group.items()]
         out.append("")
     for name, record in schema["records"].items():
         fields = []
@@ -82,7 +83,7 @@ def python_module(schema: dict[str, Any]) -> str:
                 fields.append(f'        ("{field[0]}", "{NUMPY[element]}", ({count},)),')
             else:
                 fields.append(f'        ("{field[0]}", "{NUMPY[element]}"),')
-        out += [f"# {record['doc']}", f"{name.upper()} = np.dtype(", "    ["] + fields + ["    ]", ")", ""]
+        out += [f"# {record['doc']}", f"{name.upper()} = np.dtype(", "    [", *fields, "    ]", ")", ""]
     return "\n".join(out).rstrip() + "\n"
 
 

@@ -5,8 +5,12 @@ The wheel's build hook and the developer set-up both call `build`.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +53,45 @@ LIBRARIES = (
 )
 
 
+def writable(directory: Path) -> bool:
+    """Whether files can be made in `directory`, which is made when it is missing."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(directory, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def compiler_environment() -> Iterator[dict[str, str]]:
+    """The environment for the compiler, which fails when it has nowhere to keep its cache.
+
+    Build services run without a home directory, or with one that cannot be written: they get a cache for one build.
+    """
+    environment = dict(os.environ)
+    if "ZIG_GLOBAL_CACHE_DIR" in environment:
+        yield environment
+        return
+    home = environment.get("XDG_CACHE_HOME") or (environment.get("HOME") and environment["HOME"] + "/.cache")
+    if home and writable(Path(home) / "zig"):
+        yield environment
+        return
+    with tempfile.TemporaryDirectory(prefix="callscope-build-") as directory:
+        yield environment | {"ZIG_GLOBAL_CACHE_DIR": directory, "ZIG_LOCAL_CACHE_DIR": directory}
+
+
 def build(output: Path) -> list[Path]:
     """Compile every library into the directory `output`; the files written.
 
     Raises subprocess.CalledProcessError when the compiler refuses.
     """
     output.mkdir(parents=True, exist_ok=True)
+    with compiler_environment() as environment:
+        return compile_all(output, environment)
+
+
+def compile_all(output: Path, environment: dict[str, str]) -> list[Path]:
+    """Compile every library that has sources, each replaced at once: programs may have the old one loaded."""
     built = []
     for library in LIBRARIES:
         sources = [str(path) for pattern in library.sources for path in sorted(NATIVE.glob(pattern))]
@@ -62,8 +99,13 @@ def build(output: Path) -> list[Path]:
             continue
         target = output / library.name
         command = [sys.executable, "-m", "ziglang", "cc", "-target", GLIBC, "-std=c11", "-shared", "-fPIC", "-g"]
-        command += [*WARNINGS, *library.flags, f"-I{NATIVE / 'include'}", "-o", str(target), *sources]
-        subprocess.run(command, check=True)
+        partial = target.with_suffix(f".{os.getpid()}.tmp")
+        command += [*WARNINGS, *library.flags, f"-I{NATIVE / 'include'}", "-o", str(partial), *sources]
+        try:
+            subprocess.run(command, check=True, env=environment)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
         built.append(target)
     return built
 
