@@ -1,0 +1,62 @@
+"""What to record: the options of one recording, checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from callscope.errors import UsageError
+
+SMALLEST_KEEP = 4 << 20
+DEPTH_LIMIT = 0xFFFFFFFF
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """One recording. Raises UsageError when an option cannot be met.
+
+    command: the program and its arguments, as typed.
+    output: the trace directory; None for PROGRAM.trace in the current directory.
+    modules, functions, excludes: globs as `callscope.recording.rules` reads them; no modules: the program itself.
+    exclude_files: files of further excludes, one a line.
+    max_depth: calls nested deeper are not recorded; 0 for no limit.
+    clock: 'tsc', or 'none' for the order of calls without times.
+    keep_last: bytes of events to keep, the oldest making room; 0 keeps all.
+    follow: trace child processes and the programs that replace the first by exec.
+    """
+
+    command: tuple[str, ...]
+    output: Path | None = None
+    modules: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
+    exclude_files: tuple[Path, ...] = ()
+    max_depth: int = 0
+    clock: str = "tsc"
+    keep_last: int = 0
+    follow: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.command or not self.command[0]:
+            raise UsageError("no program to record: name one, as in callscope record -- PROGRAM")
+        if any("\0" in argument for argument in self.command):
+            raise UsageError("a program's arguments cannot hold a NUL character: leave it out")
+        if not 0 <= self.max_depth <= DEPTH_LIMIT:
+            raise UsageError(f"a depth limit of {self.max_depth} is impossible: give 1 to {DEPTH_LIMIT}, or 0 for none")
+        if self.clock not in ("tsc", "none"):
+            raise UsageError(f"there is no clock {self.clock!r}: use tsc or none")
+        if self.keep_last and self.keep_last < SMALLEST_KEEP:
+            raise UsageError(f"{self.keep_last} bytes are too few for a flight recorder: keep at least 4M")
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with an optional unit K, M, G or T (powers of 1024), as '64M' or '1.5 GiB'.
+
+    Raises UsageError.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    if match is None:
+        raise UsageError(f"{text!r} is not a size: write a number and K, M, G or T, such as 64M")
+    return int(float(match[1]) * _UNITS[match[2]])

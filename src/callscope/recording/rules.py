@@ -1,0 +1,207 @@
+"""Which modules and functions a recording traces.
+
+    module rule      a glob on a module's file name or path; `main` is the program itself, `all` every module
+    function rule    a glob on a function's name, `0x1a2b0` an address in it, `git+0x1a2b0` its name without symbols;
+                     `MODULE!` before it limits it to the modules that glob matches
+
+Globs are those of the shell: `*`, `?`, `[abc]`, case-sensitive. A module's version may be left out: `libstdc++.so.6`
+matches libstdc++.so.6.0.30. C++ and Rust functions match with or without their parameter list.
+
+Modules: those that a module rule matches, the program itself when there is none, and those named by a function rule.
+Functions: all in such a module when there are no function rules, else those that one matches. Excludes beat both,
+whatever the order.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from callscope.errors import UsageError
+from callscope.recording.options import RecordOptions
+
+MAIN = "main"
+ALL = "all"
+_AFTER_PARAMETERS = re.compile(r"\)( const| volatile| &&?| noexcept| \[[^\[\]]*\])*$")
+
+
+@dataclass(frozen=True)
+class Functions:
+    """What the rules need to know of a module's functions, in the order of its plan.
+
+    rvas, sizes: bytes, u4 or wider. owners: index of the function that each is a part of, its own for a whole one.
+    base: the address the file gives its first byte. names: called at most once, for the names of `rvas` (None where
+    there is no symbol).
+    """
+
+    rvas: NDArray[np.unsignedinteger]
+    sizes: NDArray[np.unsignedinteger]
+    owners: NDArray[np.unsignedinteger]
+    base: int
+    names: Callable[[], Sequence[str | None]]
+
+
+@dataclass
+class FunctionRule:
+    """One function rule. `matched` turns true when it has matched a function of some module."""
+
+    text: str
+    module: str | None
+    pattern: re.Pattern[str] | None
+    address: int | None
+    matched: bool = field(default=False)
+
+    @staticmethod
+    def parse(text: str) -> FunctionRule:
+        """Read one rule; UsageError when it is empty."""
+        module, mark, name = text.partition("!")
+        if not mark or module.endswith("operator"):  # C++ has operators called ! and !=
+            module, mark, name = "", "", text
+        name = name.strip()
+        if not name or (mark and not module):
+            raise UsageError(
+                f"{text!r} is no function rule: write FUNCTION, MODULE!FUNCTION or an address such as 0x1a2b0"
+            )
+        address = int(name, 16) if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", name) else None
+        pattern = None if address is not None else re.compile(fnmatch.translate(name))
+        return FunctionRule(text, module or None, pattern, address)
+
+    def applies_to(self, path: str) -> bool:
+        """Whether the rule's module glob, if it has one, matches the module."""
+        return self.module is None or module_matches(self.module, path)
+
+
+@dataclass
+class Rules:
+    """The rules of a recording, ready to be asked."""
+
+    modules: tuple[str, ...]
+    functions: list[FunctionRule]
+    excludes: list[FunctionRule]
+    _seen_modules: set[str] = field(default_factory=set)
+
+    @staticmethod
+    def of(options: RecordOptions) -> Rules:
+        """The rules of `options`, exclude files read; UsageError when one cannot be read or holds nonsense."""
+        excludes = [FunctionRule.parse(text) for text in options.excludes]
+        for path in options.exclude_files:
+            excludes += read_exclude_file(path)
+        return Rules(options.modules, [FunctionRule.parse(text) for text in options.functions], excludes)
+
+    def wants_module(self, path: str, is_main: bool) -> bool:
+        """Whether any function of the module may be traced."""
+        by_module_rule = self._module_rule(path, is_main)
+        return bool(self._function_rules(path, by_module_rule)) if self.functions else by_module_rule
+
+    def choose(self, path: str, is_main: bool, functions: Functions) -> NDArray[np.bool_] | None:
+        """Which functions of the module to trace: a bool for each, or None for all of them."""
+        wanted = self._function_rules(path, self._module_rule(path, is_main))
+        excluded = [rule for rule in self.excludes if rule.applies_to(path)]
+        if not self.functions and not excluded:
+            return None
+        match = _Matcher(PurePath(path).name, functions)
+        chosen = match.any_of(wanted) if self.functions else np.ones(len(functions.rvas), bool)
+        chosen &= ~match.any_of(excluded)
+        return chosen
+
+    def unmatched(self) -> list[str]:
+        """The rules that have matched nothing so far, as options a user typed."""
+        modules = [f"--module {text}" for text in self.modules if text not in self._seen_modules and text != ALL]
+        functions = [f"--function {rule.text}" for rule in self.functions if not rule.matched]
+        excludes = [f"--exclude {rule.text}" for rule in self.excludes if not rule.matched]
+        return modules + functions + excludes
+
+    def _function_rules(self, path: str, by_module_rule: bool) -> list[FunctionRule]:
+        """The function rules that choose in this module: those that name it, the others only if a module rule does."""
+        return [rule for rule in self.functions if (rule.module or by_module_rule) and rule.applies_to(path)]
+
+    def _module_rule(self, path: str, is_main: bool) -> bool:
+        if not self.modules:
+            return is_main
+        found = [t for t in self.modules if t == ALL or (t == MAIN and is_main) or module_matches(t, path)]
+        self._seen_modules.update(found)
+        return bool(found)
+
+
+class _Matcher:
+    """Applies rules to one module's functions; asks for names only when a rule needs them."""
+
+    def __init__(self, module: str, functions: Functions) -> None:
+        self.module = module
+        self.functions = functions
+        self._names: list[tuple[str, ...]] | None = None
+
+    def any_of(self, rules: list[FunctionRule]) -> NDArray[np.bool_]:
+        """A bool for each function: whether any rule matches it. Parts follow the function that owns them."""
+        found = np.zeros(len(self.functions.rvas), bool)
+        for rule in rules:
+            matches = self._match(rule)
+            rule.matched |= bool(matches.any())
+            found |= matches
+        found |= found[self.functions.owners]
+        return found
+
+    def _match(self, rule: FunctionRule) -> NDArray[np.bool_]:
+        functions = self.functions
+        if rule.pattern is None:
+            matches = np.zeros(len(functions.rvas), bool)
+            for address in {rule.address or 0, (rule.address or 0) - functions.base}:
+                offset = np.int64(address) - functions.rvas.astype(np.int64)
+                matches |= (offset >= 0) & (offset < np.maximum(functions.sizes.astype(np.int64), 1))
+            return matches
+        match = rule.pattern.match
+        return np.fromiter((any(map(match, names)) for names in self.names), bool, len(functions.rvas))
+
+    @property
+    def names(self) -> list[tuple[str, ...]]:
+        """The names that each function answers to."""
+        if self._names is None:
+            stable = [f"{self.module}+0x{rva:x}" for rva in self.functions.rvas.tolist()]
+            self._names = [
+                (other,) if name is None else tuple({name, without_parameters(name), other})
+                for name, other in zip(self.functions.names(), stable, strict=True)
+            ]
+        return self._names
+
+
+def module_matches(glob: str, path: str) -> bool:
+    """Whether a module glob matches a module's path, file name, or file name without its version."""
+    name = PurePath(path).name
+    return any(fnmatch.fnmatchcase(text, glob) for text in (name, path)) or fnmatch.fnmatchcase(name, glob + ".[0-9]*")
+
+
+def without_parameters(name: str) -> str:
+    """A demangled name without its parameter list and what follows it: `f(int) const` is `f`.
+
+    A parenthesis that belongs to the name stays: `operator()(int)` is `operator()`, `(anonymous namespace)::f(int)` is
+    `(anonymous namespace)::f`.
+    """
+    tail = _AFTER_PARAMETERS.search(name)
+    if tail is None:
+        return name
+    end = tail.start()
+    depth = 0
+    for index in range(end, -1, -1):
+        depth += (name[index] == ")") - (name[index] == "(")
+        if depth == 0:
+            head = name[:index]
+            return name if not head or head.endswith(("operator", "::", " ")) else head
+    return name
+
+
+def read_exclude_file(path: Path) -> list[FunctionRule]:
+    """The rules of a file, one a line; `#` at a line's start makes it a comment. Raises UsageError."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(
+            f"cannot read the exclude file {path}: {reason}; give a text file of one rule a line"
+        ) from None
+    return [FunctionRule.parse(line) for line in map(str.strip, lines) if line and not line.startswith("#")]
