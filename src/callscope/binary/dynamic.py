@@ -60,8 +60,8 @@ class DynamicTable:
 class Relocations:
     """What relocations say about code.
 
-    pointer_targets: u8 rvas that they store, of code or data, in no order, repeated or not. jump_slots: sorted u8 rvas of
-    the slots that the procedure linkage table jumps through.
+    pointer_targets: u8 rvas that they store, of code or data, in no order, repeated or not. jump_slots: sorted u8 rvas
+    of the slots that the procedure linkage table jumps through.
     """
 
     pointer_targets: NDArray[np.uint64]
@@ -166,8 +166,8 @@ def _targets(
 ) -> NDArray[np.uint64]:
     """The addresses that `relocations` store, as far as this file alone decides them."""
     kinds = relocations["info"] & 0xFFFFFFFF
-    addends = relocations["addend"].astype(np.uint64)
-    fixed = addends[(kinds == R_RELATIVE) | (kinds == R_IRELATIVE)]
+    addends: NDArray[np.uint64] = relocations["addend"].astype(np.uint64)
+    fixed: NDArray[np.uint64] = addends[(kinds == R_RELATIVE) | (kinds == R_IRELATIVE)]
     named = (kinds == R_64) | (kinds == R_GLOB_DAT) | (kinds == R_JUMP_SLOT)
     indices = relocations["info"][named] >> np.uint64(32)
     if len(indices) == 0:
@@ -177,8 +177,7 @@ def _targets(
     values: NDArray[np.uint64] = symbols["value"]
     known = indices < len(values)
     addend = np.where(kinds[named] == R_64, addends[named], np.uint64(0))
-    targets: NDArray[np.uint64] = values[indices[known]] + addend[known]
-    return np.concatenate([fixed, targets])
+    return np.concatenate([fixed, values[indices[known]] + addend[known]])
 
 
 def _packed_targets(
