@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from callscope.errors import UsageError
+from callscope.globs import module_matches, without_parameters
 from callscope.recording.options import RecordOptions, parse_size
-from callscope.recording.rules import Functions, Rules, module_matches, without_parameters
+from callscope.recording.rules import Functions, Rules
 
 GIT = "/usr/bin/git"
 LIBC = "/lib/x86_64-linux-gnu/libc.so.6"
@@ -82,6 +83,7 @@ def test_a_module_matches_without_its_version() -> None:
         (["0x401108"], [1]),
         (["git!main", "libc.so.6!main"], [0]),
         (["libc.so.6!main"], []),
+        (["0xffffffffffffffff"], []),
         (["MAIN"], []),
     ],
 )
@@ -156,8 +158,8 @@ def test_names_without_parameters(name: str, bare: str) -> None:
 
 
 def test_operators_are_no_module_separators() -> None:
-    assert rules(functions=["ns::operator!="]).functions[0].module is None
-    assert rules(functions=["lib.so!ns::operator!="]).functions[0].module == "lib.so"
+    assert rules(functions=["ns::operator!="]).functions[0].glob.module is None
+    assert rules(functions=["lib.so!ns::operator!="]).functions[0].glob.module == "lib.so"
 
 
 @pytest.mark.parametrize("text", ["", "!", "!f", "mod!", "  "])

@@ -4,8 +4,7 @@
     function rule    a glob on a function's name, `0x1a2b0` an address in it, `git+0x1a2b0` its name without symbols;
                      `MODULE!` before it limits it to the modules that glob matches
 
-Globs are those of the shell: `*`, `?`, `[abc]`, case-sensitive. A module's version may be left out: `libstdc++.so.6`
-matches libstdc++.so.6.0.30. C++ and Rust functions match with or without their parameter list.
+Globs are those of `callscope.globs`.
 
 Modules: those that a module rule matches, the program itself when there is none, and those named by a function rule.
 Functions: all in such a module when there are no function rules, else those that one matches. Excludes beat both,
@@ -14,7 +13,6 @@ whatever the order.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callscope.errors import UsageError
+from callscope.globs import NameGlob, module_matches
 from callscope.recording.options import RecordOptions
 
 MAIN = "main"
 ALL = "all"
-_AFTER_PARAMETERS = re.compile(r"\)( const| volatile| &&?| noexcept| \[[^\[\]]*\])*$")
 
 
 @dataclass(frozen=True)
@@ -49,32 +47,23 @@ class Functions:
 
 @dataclass
 class FunctionRule:
-    """One function rule. `matched` turns true when it has matched a function of some module."""
+    """One function rule: a glob, or the address in it. `matched` turns true when a function of some module matched."""
 
     text: str
-    module: str | None
-    pattern: re.Pattern[str] | None
+    glob: NameGlob
     address: int | None
-    matched: bool = field(default=False)
+    matched: bool = False
 
     @staticmethod
     def parse(text: str) -> FunctionRule:
         """Read one rule; UsageError when it is empty."""
-        module, mark, name = text.partition("!")
-        if not mark or module.endswith("operator"):  # C++ has operators called ! and !=
-            module, mark, name = "", "", text
-        name = name.strip()
-        if not name or (mark and not module):
+        glob = NameGlob(text)
+        if not glob.name or glob.module == "":
             raise UsageError(
                 f"{text!r} is no function rule: write FUNCTION, MODULE!FUNCTION or an address such as 0x1a2b0"
             )
-        address = int(name, 16) if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", name) else None
-        pattern = None if address is not None else re.compile(fnmatch.translate(name))
-        return FunctionRule(text, module or None, pattern, address)
-
-    def applies_to(self, path: str) -> bool:
-        """Whether the rule's module glob, if it has one, matches the module."""
-        return self.module is None or module_matches(self.module, path)
+        is_address = re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", glob.name)
+        return FunctionRule(text, glob, int(glob.name, 16) if is_address else None)
 
 
 @dataclass
@@ -102,7 +91,7 @@ class Rules:
     def choose(self, path: str, is_main: bool, functions: Functions) -> NDArray[np.bool_] | None:
         """Which functions of the module to trace: a bool for each, or None for all of them."""
         wanted = self._function_rules(path, self._module_rule(path, is_main))
-        excluded = [rule for rule in self.excludes if rule.applies_to(path)]
+        excluded = [rule for rule in self.excludes if rule.glob.matches_module(path)]
         if not self.functions and not excluded:
             return None
         match = _Matcher(PurePath(path).name, functions)
@@ -119,7 +108,9 @@ class Rules:
 
     def _function_rules(self, path: str, by_module_rule: bool) -> list[FunctionRule]:
         """The function rules that choose in this module: those that name it, the others only if a module rule does."""
-        return [rule for rule in self.functions if (rule.module or by_module_rule) and rule.applies_to(path)]
+        return [
+            rule for rule in self.functions if (rule.glob.module or by_module_rule) and rule.glob.matches_module(path)
+        ]
 
     def _module_rule(self, path: str, is_main: bool) -> bool:
         if not self.modules:
@@ -149,14 +140,16 @@ class _Matcher:
 
     def _match(self, rule: FunctionRule) -> NDArray[np.bool_]:
         functions = self.functions
-        if rule.pattern is None:
-            matches = np.zeros(len(functions.rvas), bool)
-            for address in {rule.address or 0, (rule.address or 0) - functions.base}:
-                offset = np.int64(address) - functions.rvas.astype(np.int64)
-                matches |= (offset >= 0) & (offset < np.maximum(functions.sizes.astype(np.int64), 1))
-            return matches
-        match = rule.pattern.match
-        return np.fromiter((any(map(match, names)) for names in self.names), bool, len(functions.rvas))
+        if rule.address is None:
+            matches = rule.glob.matches_name
+            return np.fromiter((any(map(matches, names)) for names in self.names), bool, len(functions.rvas))
+        found = np.zeros(len(functions.rvas), bool)
+        for address in {rule.address, rule.address - functions.base}:
+            if not 0 <= address < 1 << 62:
+                continue
+            offset = np.int64(address) - functions.rvas.astype(np.int64)
+            found |= (offset >= 0) & (offset < np.maximum(functions.sizes.astype(np.int64), 1))
+        return found
 
     @property
     def names(self) -> list[tuple[str, ...]]:
@@ -164,35 +157,10 @@ class _Matcher:
         if self._names is None:
             stable = [f"{self.module}+0x{rva:x}" for rva in self.functions.rvas.tolist()]
             self._names = [
-                (other,) if name is None else tuple({name, without_parameters(name), other})
+                (other,) if name is None else (name, other)
                 for name, other in zip(self.functions.names(), stable, strict=True)
             ]
         return self._names
-
-
-def module_matches(glob: str, path: str) -> bool:
-    """Whether a module glob matches a module's path, file name, or file name without its version."""
-    name = PurePath(path).name
-    return any(fnmatch.fnmatchcase(text, glob) for text in (name, path)) or fnmatch.fnmatchcase(name, glob + ".[0-9]*")
-
-
-def without_parameters(name: str) -> str:
-    """A demangled name without its parameter list and what follows it: `f(int) const` is `f`.
-
-    A parenthesis that belongs to the name stays: `operator()(int)` is `operator()`, `(anonymous namespace)::f(int)` is
-    `(anonymous namespace)::f`.
-    """
-    tail = _AFTER_PARAMETERS.search(name)
-    if tail is None:
-        return name
-    end = tail.start()
-    depth = 0
-    for index in range(end, -1, -1):
-        depth += (name[index] == ")") - (name[index] == "(")
-        if depth == 0:
-            head = name[:index]
-            return name if not head or head.endswith(("operator", "::", " ")) else head
-    return name
 
 
 def read_exclude_file(path: Path) -> list[FunctionRule]:
