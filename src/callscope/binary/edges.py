@@ -1,0 +1,151 @@
+"""Where control can go: the direct branches, address computations and jump tables of a run of functions.
+
+One linear decode of each function. Addresses are relative to the image's base throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from iced_x86 import Decoder, OpKind
+from numpy.typing import NDArray
+
+from callscope.binary import disassembly as dis
+
+if TYPE_CHECKING:
+    from callscope.binary.elf import Image
+
+TABLE_ENTRIES = 4096
+"""a jump table is not followed further than this"""
+_RUNS_ON = dis.FALLS_THROUGH - {dis.NOP} | {dis.BRANCH, dis.LOOP}
+_IMMEDIATE_KINDS = frozenset({OpKind.IMMEDIATE32, OpKind.IMMEDIATE64, OpKind.IMMEDIATE32TO64})
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What a scan of functions found. All arrays are of relative addresses, uint32, unless said otherwise.
+
+    `branch_sources`, `branch_targets`, `branch_conditional` (bool): every direct jump, in parallel; sources are the
+    addresses of the instructions. `call_targets`: of direct calls, unique. `code_references`: code addresses computed or
+    loaded by instructions, unique. `tables`: (function index, table address) pairs, shape (n, 2), int64: data addresses
+    computed in a function that has an indirect jump. `undecodable`: indices of functions holding bytes that are no
+    instructions. `open_ended`: indices of functions whose last instruction lets control run on behind them.
+    """
+
+    branch_sources: NDArray[np.uint32]
+    branch_targets: NDArray[np.uint32]
+    branch_conditional: NDArray[np.bool_]
+    call_targets: NDArray[np.uint32]
+    code_references: NDArray[np.uint32]
+    tables: NDArray[np.int64]
+    undecodable: NDArray[np.int64]
+    open_ended: NDArray[np.int64]
+
+
+def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], low: int, high: int) -> Edges:
+    """Scan functions; `first` is the index of the first, `low` and `high` bound the image's code."""
+    sources: list[int] = []
+    targets: list[int] = []
+    conditional: list[bool] = []
+    calls: set[int] = set()
+    references: set[int] = set()
+    tables: list[tuple[int, int]] = []
+    undecodable: list[int] = []
+    open_ended: list[int] = []
+    absolute = image.kind == "exec"
+    base = image.base
+    kinds = dis.KINDS
+    for index, (start, size) in enumerate(zip(starts, sizes, strict=True), first):
+        computed: list[int] = []
+        indirect = False
+        kind = dis.STOP
+        for instruction in Decoder(64, image.read(start, size), ip=start):
+            kind = kinds[instruction.code]
+            if kind == dis.PLAIN or kind == dis.RET:
+                continue
+            if kind == dis.LEA:
+                if instruction.is_ip_rel_memory_operand:
+                    address = instruction.ip_rel_memory_address
+                    if low <= address < high:
+                        references.add(address)
+                    else:
+                        computed.append(address)
+            elif kind == dis.CALL:
+                calls.add(instruction.near_branch_target)
+            elif kind in (dis.JUMP, dis.BRANCH, dis.LOOP, dis.TRANSACTION):
+                sources.append(instruction.ip)
+                targets.append(instruction.near_branch_target)
+                conditional.append(kind != dis.JUMP)
+            elif kind == dis.INDIRECT_JUMP:
+                indirect = True
+            elif kind == dis.IMMEDIATE:
+                if absolute:
+                    for operand in range(instruction.op_count):
+                        if instruction.op_kind(operand) in _IMMEDIATE_KINDS:
+                            address = instruction.immediate(operand) - base
+                            if low <= address < high:
+                                references.add(address)
+            elif kind == dis.INVALID:
+                undecodable.append(index)
+                break
+        if kind in _RUNS_ON:
+            open_ended.append(index)
+        if indirect:
+            tables.extend((index, address) for address in computed if address < 1 << 31)
+    count = len(targets)
+    valid = np.fromiter((0 <= target < 1 << 31 for target in targets), np.bool_, count)
+    return Edges(
+        np.array(sources, np.uint64)[valid].astype(np.uint32),
+        np.array(targets, np.uint64)[valid].astype(np.uint32),
+        np.array(conditional, np.bool_)[valid],
+        np.array(sorted(target for target in calls if low <= target < high), np.uint32),
+        np.array(sorted(references), np.uint32),
+        np.array(tables, np.int64).reshape(-1, 2),
+        np.array(undecodable, np.int64),
+        np.array(open_ended, np.int64),
+    )
+
+
+def merge(parts: Sequence[Edges]) -> Edges:
+    """Join the scans of consecutive runs of functions."""
+    return Edges(
+        np.concatenate([part.branch_sources for part in parts]),
+        np.concatenate([part.branch_targets for part in parts]),
+        np.concatenate([part.branch_conditional for part in parts]),
+        np.unique(np.concatenate([part.call_targets for part in parts])),
+        np.unique(np.concatenate([part.code_references for part in parts])),
+        np.concatenate([part.tables for part in parts]),
+        np.concatenate([part.undecodable for part in parts]),
+        np.concatenate([part.open_ended for part in parts]),
+    )
+
+
+def table_targets(image: Image, tables: NDArray[np.int64], low: int, high: int) -> NDArray[np.uint32]:
+    """Code addresses held by position-independent jump tables: 32-bit offsets relative to the table's start.
+
+    A table's end is not marked anywhere: entries are taken until one does not point into the code, so this may name too
+    many addresses, never too few. Returns unique addresses.
+    """
+    found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    for address in np.unique(tables[:, 1]).tolist():
+        entries = np.frombuffer(image.read(address, 4 * TABLE_ENTRIES)[: 4 * TABLE_ENTRIES], "u1")
+        offsets = entries[: len(entries) // 4 * 4].view("<i4").astype(np.int64) + address
+        outside = np.flatnonzero((offsets < low) | (offsets >= high))
+        found.append(offsets[: outside[0]] if len(outside) else offsets)
+    return np.unique(np.concatenate(found)).astype(np.uint32)
+
+
+def data_targets(image: Image, low: int, high: int) -> NDArray[np.uint32]:
+    """Aligned 64-bit words of data that are code addresses, in images that load at a fixed address. Unique."""
+    found = [np.empty(0, np.int64)]
+    for section in image.sections:
+        if section.executable or not section.alloc:
+            continue
+        start = -section.rva % 8
+        data = np.frombuffer(image.section_data(section), "u1")[start:]
+        words = data[: len(data) // 8 * 8].view("<u8").astype(np.int64) - image.base
+        found.append(words[(words >= low) & (words < high)])
+    return np.unique(np.concatenate(found)).astype(np.uint32)

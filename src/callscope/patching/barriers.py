@@ -1,0 +1,150 @@
+"""Where control may arrive, and which functions are parts of others: the ground rules of a plan.
+
+A byte that anything may jump to never lies inside a patch, only at its start.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from callscope.binary.cfi import FrameTable, landing_pads
+from callscope.binary.edges import Edges, data_targets, table_targets
+from callscope.binary.elf import Image
+from callscope.binary.functions import FunctionTable
+from callscope.patching.text import HARD, NOT_PART, PART, SIGNAL_FRAME, SOFT, Text
+
+
+def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges: Edges) -> Text:
+    """Everything the planners share about one image's code.
+
+    `edges` must be the scan of `functions` and of the code between them.
+    """
+    low, high = code_bounds(image)
+    starts = functions.rva.astype(np.int64)
+    ends = starts + functions.size
+    tables = table_targets(image, edges.tables, low, high)
+    pointers = [image.relocated_code_pointers(), edges.code_references]
+    if image.kind == "exec":
+        pointers.append(data_targets(image, low, high))
+    interior = np.unique(np.concatenate(pointers))
+    landing = landing_pads(image, frames)
+    hard = np.unique(np.concatenate([interior, tables, landing.pads, edges.call_targets, functions.rva]))
+    barriers = np.zeros(high - low, np.uint8)
+    soft = edges.branch_targets
+    barriers[soft[(soft >= low) & (soft < high)] - low] |= SOFT
+    barriers[hard[(hard >= low) & (hard < high)] - low] |= HARD
+    order = np.argsort(edges.branch_targets, kind="stable")
+    parts, owners = find_parts(functions, edges, interior)
+    kinds = np.where(functions.signal_frame, SIGNAL_FRAME, np.where(parts, PART, NOT_PART)).astype(np.uint8)
+    inside = _index_of(starts, ends, interior)
+    inside = inside[(inside >= 0) & (starts[np.maximum(inside, 0)] != interior)]
+    unreadable = _index_of(starts, ends, frames.fdes["start"][landing.unreadable])
+    valid_tables = _tables_of_switches(image, edges, starts, ends)
+    source_function = _index_of(starts, ends, edges.branch_sources)
+    target_function = _index_of(starts, ends, edges.branch_targets)
+    across = edges.branch_conditional & (source_function != target_function) & (target_function >= 0)
+    conditional = np.unique(edges.branch_targets[across])
+    return Text(
+        low=low,
+        high=high,
+        code=_code_bytes(image, low, high),
+        barriers=bytearray(barriers.tobytes()),
+        starts=starts.tolist(),
+        ends=ends.tolist(),
+        kinds=bytearray(kinds.tobytes()),
+        owners=owners,
+        branch_targets=edges.branch_targets[order],
+        branch_sources=edges.branch_sources[order],
+        plt=tuple((int(first), int(last)) for first, last in image.plt_ranges),
+        undecodable=frozenset(edges.undecodable.tolist()) | frozenset(unreadable.tolist()),
+        conditional_entries=frozenset(conditional.tolist()),
+        switches=valid_tables,
+        interior_pointers=frozenset(np.unique(inside).tolist()),
+    )
+
+
+def code_bounds(image: Image) -> tuple[int, int]:
+    """Lowest and highest relative address of the image's code sections."""
+    sections = image.code_sections
+    return min(section.rva for section in sections), max(section.rva + section.size for section in sections)
+
+
+def _code_bytes(image: Image, low: int, high: int) -> bytes:
+    """The code from `low` to `high`; what lies between sections reads as zeros."""
+    code = bytearray(high - low)
+    for section in image.code_sections:
+        data = image.section_data(section)
+        code[section.rva - low : section.rva - low + len(data)] = data
+    return bytes(code)
+
+
+def _index_of(starts: NDArray[np.int64], ends: NDArray[np.int64], addresses: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Index of the function that contains each address, -1 where none does."""
+    index = np.searchsorted(starts, addresses, "right") - 1
+    outside = (index < 0) | (addresses >= ends[np.maximum(index, 0)])
+    return np.where(outside, -1, index)
+
+
+def find_parts(
+    functions: FunctionTable, edges: Edges, interior: NDArray[np.uint32]
+) -> tuple[NDArray[np.bool_], NDArray[np.uint32]]:
+    """Which functions are cold parts of another, and of which: (bool array, owner indices uint32).
+
+    A part either begins with a stack frame already made (its first call frame rule says so, or its symbol does), or is
+    reached only by jumps from one other function, one of them conditional, or only by running on from the one before it:
+    nothing calls it and no pointer to it is known.
+    """
+    count = len(functions.rva)
+    starts = functions.rva.astype(np.int64)
+    ends = starts + functions.size
+    source = _index_of(starts, ends, edges.branch_sources)
+    target = np.searchsorted(starts, edges.branch_targets)
+    at_start = (target < count) & (starts[np.minimum(target, count - 1)] == edges.branch_targets) & (source >= 0)
+    at_start &= source != target
+    source, target, conditional = source[at_start], target[at_start], edges.branch_conditional[at_start]
+    owners = np.arange(count, dtype=np.uint32)
+    known = np.isin(functions.rva, edges.call_targets) | np.isin(functions.rva, interior)
+    single = np.full(count, -1, np.int64)
+    mixed = np.zeros(count, np.bool_)
+    some_conditional = np.zeros(count, np.bool_)
+    single[target] = source
+    mixed[target[single[target] != source]] = True
+    some_conditional[target[conditional]] = True
+    alone = (single >= 0) & ~mixed & some_conditional & ~known & ~functions.from_symbol
+    before = edges.open_ended[edges.open_ended + 1 < count]
+    before = before[ends[before] == starts[before + 1]]
+    run_into = np.zeros(count, np.bool_)
+    run_into[before + 1] = True
+    run_into &= ~known & ~functions.from_symbol
+    single[run_into] = np.flatnonzero(run_into) - 1
+    parts = (functions.cold | alone | run_into) & ~functions.signal_frame
+    # A part entered in its middle only is owned by whoever jumps into it.
+    loose = np.flatnonzero(parts & (single < 0))
+    if len(loose):
+        into = _index_of(starts, ends, edges.branch_targets)
+        origin = _index_of(starts, ends, edges.branch_sources)
+        foreign = (into >= 0) & (origin >= 0) & (into != origin)
+        for index in loose.tolist():
+            sources = origin[foreign & (into == index)]
+            if len(sources):
+                single[index] = sources[0]
+    owned = parts & (single >= 0)
+    owners[owned] = single[owned]
+    for _ in range(8):  # a part of a part belongs to the whole
+        owners = owners[owners]
+    return parts, owners
+
+
+def _tables_of_switches(
+    image: Image, edges: Edges, starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> frozenset[int]:
+    """Functions with a jump table whose first entry leads back into them."""
+    found = set()
+    for index, address in edges.tables.tolist():
+        entry = image.read(address, 4)
+        if len(entry) == 4:
+            target = address + int.from_bytes(entry, "little", signed=True)
+            if starts[index] <= target < ends[index]:
+                found.add(index)
+    return frozenset(found)

@@ -1,0 +1,182 @@
+"""Lays a plan out as the two files the agent and the readers use. Formats: format/schema.toml, records plan_* and functions_*."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from callscope import format as fmt
+from callscope.patching.emit import shift_displacements
+from callscope.patching.frames import compact_rules
+from callscope.patching.planner import Plan
+from callscope.patching.text import PART
+from callscope.patching.unwind import default_record, join, symbol_file
+
+_MIB = 1 << 20
+_GIB = 1 << 30
+
+
+def _pages(size: int) -> int:
+    return (size + fmt.PLAN_PAGE - 1) & -fmt.PLAN_PAGE
+
+
+def planned_delta(plan: Plan, region_bytes: int) -> int:
+    """Where the region should lie, relative to the image's base, in bytes.
+
+    Below a program or library, where address space is free; libraries differ by a hash so that their regions do not meet.
+    Programs at a fixed low address have no room below: theirs goes above, out of the heap's way.
+    """
+    if plan.image.kind == "exec":
+        return _pages(plan.image.span) + _GIB
+    if plan.image.kind == "pie":
+        return -(_pages(region_bytes) + 16 * _MIB)
+    spread = int.from_bytes(hashlib.sha256(plan.image.build_id or str(plan.image.path).encode()).digest()[:2], "little")
+    return -(_pages(region_bytes) + 640 * _MIB + spread % 256 * 2 * _MIB)
+
+
+def plan_bytes(plan: Plan) -> bytes:
+    """The plan file. Raises PlanError when the region cannot reach the image."""
+    bases = fmt.PLAN_PAGE + np.concatenate([[0], np.cumsum([_align(len(part.code)) for part in plan.parts])])
+    code_bytes = _pages(int(bases[-1]))
+    records = [default_record(fmt.STUB_POINTERS)]
+    starts = [np.zeros(1, np.int64)]
+    for part, base in zip(plan.parts, bases, strict=False):
+        records += part.records
+        starts.append(part.record_starts + base)
+    symbols = len(symbol_file(code_bytes, 0, b""))
+    frames_offset = code_bytes + symbols
+    frames = join(records, np.concatenate(starts), frames_offset)
+    region_bytes = _pages(frames_offset + len(frames))
+    delta = planned_delta(plan, region_bytes)
+    region = bytearray(region_bytes)
+    fixups: list[NDArray[np.int64]] = []
+    patches: list[NDArray[np.void]] = []
+    for part, base in zip(plan.parts, bases.tolist(), strict=False):
+        code = np.frombuffer(bytearray(part.code), "u1").copy()
+        shift_displacements(code, part.to_image, -(delta + base))
+        shift_displacements(code, part.to_stub, -base)
+        region[base : base + len(code)] = code.tobytes()
+        fixups.append(part.to_image + base)
+        patches.append(_patches(plan, part.patches, delta + base))
+    region[code_bytes:frames_offset] = symbol_file(code_bytes, frames_offset, frames)
+    region[frames_offset : frames_offset + len(frames)] = frames
+    all_patches = np.concatenate(patches)
+    all_patches = all_patches[np.argsort(all_patches["rva"], kind="stable")]
+    all_fixups = np.concatenate(fixups).astype("<u4")
+    texts = _text_ranges(plan)
+    header = np.zeros(1, fmt.PLAN_HEADER)
+    patch_offset = _pages(fmt.PLAN_HEADER.itemsize)
+    fixup_offset = patch_offset + all_patches.nbytes
+    text_offset = fixup_offset + (all_fixups.nbytes + 7 & -8)
+    region_offset = _pages(text_offset + texts.nbytes)
+    for name, value in {
+        "magic": fmt.PLAN_MAGIC,
+        "version": fmt.PLAN_VERSION,
+        "header_size": fmt.PLAN_HEADER.itemsize,
+        "build_id_bytes": len(plan.image.build_id),
+        "function_count": len(plan.functions.rva),
+        "image_span": plan.image.span,
+        "delta": delta,
+        "region_offset": region_offset,
+        "region_bytes": region_bytes,
+        "code_bytes": code_bytes,
+        "symfile": code_bytes,
+        "symfile_bytes": symbols + len(frames),
+        "frames": frames_offset,
+        "frames_bytes": len(frames),
+        "patch_offset": patch_offset,
+        "fixup_offset": fixup_offset,
+        "text_offset": text_offset,
+        "patch_count": len(all_patches),
+        "fixup_count": len(all_fixups),
+        "text_count": len(texts),
+    }.items():
+        header[name] = value
+    header["build_id"] = _build_id(plan.image.build_id)
+    out = bytearray(region_offset)
+    for offset, data in (
+        (0, header.tobytes()),
+        (patch_offset, all_patches.tobytes()),
+        (fixup_offset, all_fixups.tobytes()),
+        (text_offset, texts.tobytes()),
+    ):
+        out[offset : offset + len(data)] = data
+    return bytes(out + region)
+
+
+def functions_bytes(plan: Plan) -> bytes:
+    """The functions file."""
+    table = np.zeros(len(plan.functions.rva), fmt.FUNCTION)
+    table["rva"] = plan.functions.rva
+    table["bytes"] = plan.functions.size
+    table["owner"] = plan.text.owners
+    table["flags"] = function_flags(plan)
+    rules = compact_rules(plan.frames)
+    header = np.zeros(1, fmt.FUNCTIONS_HEADER)
+    for name, value in {
+        "magic": fmt.FUNCTIONS_MAGIC,
+        "version": fmt.PLAN_VERSION,
+        "header_size": fmt.FUNCTIONS_HEADER.itemsize,
+        "build_id_bytes": len(plan.image.build_id),
+        "function_count": len(table),
+        "image_span": plan.image.span,
+        "function_offset": fmt.FUNCTIONS_HEADER.itemsize,
+        "cfa_offset": fmt.FUNCTIONS_HEADER.itemsize + table.nbytes,
+        "cfa_count": len(rules),
+    }.items():
+        header[name] = value
+    header["build_id"] = _build_id(plan.image.build_id)
+    return header.tobytes() + table.tobytes() + rules.tobytes()
+
+
+def function_flags(plan: Plan) -> NDArray[np.uint32]:
+    """FUNCTION_* flags of every function, uint32, shape (functions,)."""
+    flags = np.full(len(plan.functions.rva), fmt.FUNCTION_EXITS | fmt.FUNCTION_TAILS, np.uint32)
+    flags[np.frombuffer(bytes(plan.text.kinds), "u1") == PART] |= fmt.FUNCTION_PART
+    for part in plan.parts:
+        flags[part.entered] |= fmt.FUNCTION_ENTRY
+        flags[part.exits_left] &= ~np.uint32(fmt.FUNCTION_EXITS)
+        flags[part.tails_left] &= ~np.uint32(fmt.FUNCTION_TAILS)
+    return flags
+
+
+def _align(size: int) -> int:
+    return (size + 63) & -64
+
+
+def _build_id(build_id: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(build_id[:32].ljust(32, b"\0"), "u1")
+
+
+def _patches(plan: Plan, rows: NDArray[np.void], base: int) -> NDArray[np.void]:
+    """PATCH records of a part whose code lies at `base` relative to the image."""
+    out = np.zeros(len(rows), fmt.PATCH)
+    for name in ("rva", "function", "length", "rel_offset", "new"):
+        out[name] = rows[name]
+    jumps = rows["rel_offset"] != fmt.PATCH_NO_REL
+    if jumps.any():
+        at = rows["rva"][jumps].astype(np.int64) + rows["rel_offset"][jumps]
+        values = (rows["target"][jumps] + base - (at + 4)).astype("<i4").view("u1").reshape(-1, 4)
+        new = out["new"][jumps]
+        where = rows["rel_offset"][jumps].astype(np.int64)[:, None] + np.arange(4)
+        np.put_along_axis(new, where, values, axis=1)
+        out["new"][jumps] = new
+    text = np.frombuffer(plan.text.code.ljust(len(plan.text.code) + 8, b"\0"), "u1")
+    columns = np.arange(8)
+    old = text[(rows["rva"].astype(np.int64) - plan.text.low)[:, None] + columns].copy()
+    old[columns[None, :] >= rows["length"][:, None]] = 0
+    out["old"] = old
+    return out
+
+
+def _text_ranges(plan: Plan) -> NDArray[np.void]:
+    """The executable segments, in whole pages."""
+    segments = [segment for segment in plan.image.segments if segment.executable and segment.memory_size]
+    out = np.zeros(len(segments), fmt.TEXT_RANGE)
+    for row, segment in zip(out, segments, strict=True):
+        first = segment.rva & -fmt.PLAN_PAGE
+        row["rva"] = first
+        row["bytes"] = _pages(segment.rva + segment.memory_size) - first
+    return out

@@ -1,0 +1,126 @@
+"""The code a plan is made for: its bytes, where control may arrive, and which bytes are taken."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+
+import numpy as np
+from iced_x86 import Decoder, Instruction
+from numpy.typing import NDArray
+
+from callscope.patching.runs import JUMP_BYTES
+
+SOFT = 1
+"""barrier: the target of direct jumps only, all of them known"""
+HARD = 2
+"""barrier: something else may lead here (a pointer, a table, a landing pad, a call)"""
+
+NOT_PART = 0
+PART = 1
+SIGNAL_FRAME = 2
+
+# The no-operations that compilers and assemblers pad with (Intel SDM volume 2B, NOP), int3, and zero bytes between functions.
+_PADDING = re.compile(
+    rb"(?:\xcc|(?:\x66{0,12}\x2e?)(?:\x90|\x0f\x1f(?:\x00|\x40\x00|\x44\x00\x00|\x80\x00{4}|\x84\x00{5})))*", re.DOTALL
+)
+_ZEROS = re.compile(rb"\x00*")
+MOST_PADDING = 64
+
+
+@dataclass
+class Text:
+    """The executable bytes of an image from `low` up to `high` (relative addresses), shared by all planners of a run.
+
+    `barriers`: one byte per code byte, SOFT and HARD bits. `starts`, `ends`, `kinds`, `owners`: the functions in order of
+    address. `branch_targets` (sorted) and `branch_sources`: every direct jump. `plt`: ranges of linkage stubs. `code_tables`:
+    starts of functions with a position-independent jump table.
+    """
+
+    low: int
+    high: int
+    code: bytes
+    barriers: bytearray
+    starts: list[int]
+    ends: list[int]
+    kinds: bytearray
+    owners: NDArray[np.uint32]
+    branch_targets: NDArray[np.uint32]
+    branch_sources: NDArray[np.uint32]
+    plt: tuple[tuple[int, int], ...]
+    undecodable: frozenset[int]
+    conditional_entries: frozenset[int]
+    switches: frozenset[int]
+    interior_pointers: frozenset[int]
+
+    def bytes_at(self, address: int, count: int) -> bytes:
+        """Up to `count` code bytes from a relative address on."""
+        return self.code[address - self.low : address - self.low + count]
+
+    def decode(self, start: int, end: int) -> list[Instruction]:
+        """The instructions from `start` up to `end`."""
+        return list(Decoder(64, self.code[start - self.low : end - self.low], ip=start))
+
+    def barrier(self, address: int) -> int:
+        """SOFT and HARD bits at an address."""
+        return self.barriers[address - self.low]
+
+    def function_at(self, address: int) -> int | None:
+        """Index of the function that contains an address."""
+        index = bisect_right(self.starts, address) - 1
+        return index if index >= 0 and address < self.ends[index] else None
+
+    def function_starting(self, address: int) -> int | None:
+        """Index of the function that starts at an address."""
+        index = bisect_right(self.starts, address) - 1
+        return index if index >= 0 and self.starts[index] == address else None
+
+    def sources_of(self, target: int) -> list[int]:
+        """Addresses of the direct jumps to an address."""
+        first = int(np.searchsorted(self.branch_targets, target, "left"))
+        last = int(np.searchsorted(self.branch_targets, target, "right"))
+        return [int(source) for source in self.branch_sources[first:last]]
+
+    def padding(self, address: int) -> int:
+        """Bytes from `address` on that are padding no control reaches, given that none falls through into it."""
+        offset = address - self.low
+        limit = min(offset + MOST_PADDING, len(self.code))
+        match = _PADDING.match(self.code, offset, limit)
+        end = match.end() if match else offset
+        if self.function_at(address) is None:
+            zeros = _ZEROS.match(self.code, end, limit)
+            end = zeros.end() if zeros else end
+        barriers = self.barriers
+        for position in range(offset, end):
+            if barriers[position]:
+                return position - offset
+        return end - offset
+
+
+class Taken:
+    """Which code bytes a plan has used: displaced, overwritten, or promised."""
+
+    def __init__(self, text: Text, start: int, end: int) -> None:
+        self._start = start
+        self._bytes = bytearray(end - start)
+
+    def free(self, start: int, end: int) -> bool:
+        """True when no byte from `start` up to `end` is taken (bytes outside the planner's range are)."""
+        first, last = start - self._start, end - self._start
+        return first >= 0 and last <= len(self._bytes) and self._bytes.find(1, first, last) < 0
+
+    def take(self, start: int, end: int) -> None:
+        """Take the bytes from `start` up to `end`."""
+        first = start - self._start
+        self._bytes[first : end - self._start] = b"\x01" * (end - start)
+
+    def holds(self, address: int) -> bool:
+        """True when the byte at an address is taken."""
+        offset = address - self._start
+        return not 0 <= offset < len(self._bytes) or self._bytes[offset] == 1
+
+
+def islands_in(start: int, end: int) -> list[int]:
+    """Places for islands in the free bytes from `start` up to `end`."""
+    return list(range(start, end - JUMP_BYTES + 1, JUMP_BYTES))

@@ -1,0 +1,182 @@
+"""Plans a range of functions from first choice to bytes. Ranges are planned side by side, in processes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from callscope.binary import disassembly as dis
+from callscope.errors import PlanError
+from callscope.format import PATCH_NO_REL
+from callscope.patching.emit import CannotMove, Emitter, Piece
+from callscope.patching.frames import Frames
+from callscope.patching.rescue import Rescue
+from callscope.patching.runs import JUMP_BYTES, Layout, Refusal, Run
+from callscope.patching.text import MOST_PADDING, Taken, Text
+from callscope.patching.unwind import describe
+from callscope.patching.verify import check_pieces, check_runs
+from callscope.patching.windows import Windows
+
+_JMP = 0xE9
+_JMP_SHORT = 0xEB
+
+PATCH_ROW = np.dtype(
+    [("rva", "<u4"), ("function", "<u4"), ("length", "u1"), ("rel_offset", "u1"), ("new", "u1", (8,)), ("target", "<i8")]
+)
+"""A patch; `target` is the offset in the part's code that the displacement at `rel_offset` goes to, or -1"""
+
+
+@dataclass
+class Part:
+    """The plan of a range of functions. Offsets are in bytes from the start of `code`.
+
+    `patches`: PATCH_ROW, shape (n,). `to_image`, `to_stub`: offsets of displacements, int64. `records`: unwind records,
+    and `record_starts` the offsets of their trampolines, int64.
+    """
+
+    code: bytes
+    patches: NDArray[np.void]
+    to_image: NDArray[np.int64]
+    to_stub: NDArray[np.int64]
+    records: list[bytes]
+    record_starts: NDArray[np.int64]
+    refusals: list[Refusal]
+    counts: dict[str, int]
+    entered: list[int]
+    exits_left: list[int]
+    tails_left: list[int]
+    runs: NDArray[np.int64]
+    """(start, end) of what each run overwrites, int64, shape (n, 2)"""
+
+
+def plan_range(text: Text, frames: Frames, first: int, last: int) -> Part:
+    """Plan the functions with indices from `first` up to `last`. Raises PlanError when the plan fails its own checks."""
+    layout = Layout()
+    start = text.starts[first]
+    end = min(text.high, text.ends[last - 1] + MOST_PADDING)
+    if last < len(text.starts):
+        end = min(end, text.starts[last])
+    taken = Taken(text, start, max(end, text.ends[last - 1]))
+    windows = Windows(text, frames, taken, layout)
+    for index in range(first, last):
+        windows.plan_function(index)
+    Rescue(windows, first, last).run()
+    return _emit(text, frames, layout)
+
+
+class _Patches:
+    """Collects PATCH_ROW tuples."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int, int, int, bytes, int]] = []
+
+    def jump(self, address: int, function: int, target: int) -> None:
+        """Five bytes: a jump to an offset in the code."""
+        self.rows.append((address, function, JUMP_BYTES, 1, bytes([_JMP]), target))
+
+    def short_jump(self, address: int, function: int, target: int) -> None:
+        """Two bytes: a jump to another address of the image."""
+        self.rows.append((address, function, 2, PATCH_NO_REL, bytes([_JMP_SHORT, (target - address - 2) & 255]), -1))
+
+    def displacement(self, address: int, function: int, width: int, end: int, target: int) -> None:
+        """A jump's displacement: 4 bytes to an offset in the code, or 1 byte to another address of the image."""
+        if width == 1:
+            self.rows.append((address, function, 1, PATCH_NO_REL, bytes([(target - end) & 255]), -1))
+        else:
+            self.rows.append((address, function, 4, 0, b"", target))
+
+    def array(self) -> NDArray[np.void]:
+        """As PATCH_ROW."""
+        out = np.zeros(len(self.rows), PATCH_ROW)
+        if self.rows:
+            columns = list(zip(*self.rows, strict=True))
+            for name, column in zip(("rva", "function", "length", "rel_offset"), columns, strict=False):
+                out[name] = column
+            joined = b"".join(new.ljust(8, b"\0") for new in columns[4])
+            out["new"] = np.frombuffer(joined, "u1").reshape(-1, 8)
+            out["target"] = columns[5]
+        return out
+
+
+def _emit(text: Text, frames: Frames, layout: Layout) -> Part:
+    emitter = Emitter(text, layout.tails, layout.quiet)
+    patches = _Patches()
+    pieces: list[tuple[Run | None, Piece]] = []
+    overwritten: list[tuple[int, int]] = []
+    for run in sorted(layout.runs, key=lambda run: run.start):
+        try:
+            piece = emitter.run(run)
+        except CannotMove as error:
+            _withdraw(text, layout, run, str(error))
+            continue
+        pieces.append((run, piece))
+        if run.island is None:
+            patches.jump(run.start, run.function, piece.start)
+            # What a borrowed run leaves behind its jump is there for islands.
+            end = run.start if run.borrowed else run.end
+            overwritten.append((run.start, max(end, run.start + JUMP_BYTES)))
+        else:
+            patches.short_jump(run.start, run.function, run.island)
+            patches.jump(run.island, run.function, piece.start)
+            overwritten += [(run.start, max(run.end, run.start + 2)), (run.island, run.island + JUMP_BYTES)]
+    for redirect in sorted(layout.redirects, key=lambda redirect: redirect.address):
+        tail_piece = emitter.redirect(redirect)
+        if tail_piece is not None:
+            pieces.append((None, tail_piece))
+            offset = tail_piece.start
+        elif redirect.target in emitter.out.labels:
+            offset = emitter.out.labels[redirect.target]
+        else:
+            continue  # the run it led into was withdrawn
+        place = redirect.address + redirect.displacement
+        end = place + redirect.width
+        if redirect.island is None:
+            patches.displacement(place, redirect.function, 4, end, offset)
+        else:
+            patches.displacement(place, redirect.function, 1, end, redirect.island)
+            patches.jump(redirect.island, redirect.function, offset)
+            overwritten.append((redirect.island, redirect.island + JUMP_BYTES))
+    emitter.resolve_labels()
+    code = bytes(emitter.out.code)
+    check_pieces(text, code, pieces, layout)
+    check_runs(text, layout, overwritten)
+    records: list[bytes] = []
+    record_starts: list[int] = []
+    for _, piece in pieces:
+        record = describe(piece, frames)
+        if record is not None:
+            records.append(record)
+            record_starts.append(piece.start)
+    return Part(
+        code=code,
+        patches=patches.array(),
+        to_image=np.array(emitter.out.to_image, np.int64),
+        to_stub=np.array(emitter.out.to_stub, np.int64),
+        records=records,
+        record_starts=np.array(record_starts, np.int64),
+        refusals=layout.refusals,
+        counts=layout.counts,
+        entered=sorted(layout.entered),
+        exits_left=sorted(layout.exits_left),
+        tails_left=sorted(layout.tails_left),
+        runs=np.array(overwritten, np.int64).reshape(-1, 2),
+    )
+
+
+def _withdraw(text: Text, layout: Layout, run: Run, reason: str) -> None:
+    """Give up a run whose instructions cannot move, and all that it would have recorded."""
+    function = text.function_at(run.start)
+    if run.borrowed or function is None:
+        raise PlanError(f"planning error at {run.start:#x}: a borrowed run cannot move")
+    if run.entry:
+        layout.entered.discard(function)
+        layout.refusals.append(Refusal("entry", function, run.start, reason))
+    for instruction in text.decode(run.start, run.end):
+        if instruction.ip in layout.tails:
+            layout.tails_left.add(function)
+            layout.refusals.append(Refusal("tail", function, instruction.ip, reason))
+        elif dis.KINDS[instruction.code] == dis.RET:
+            layout.exits_left.add(function)
+            layout.refusals.append(Refusal("exit", function, instruction.ip, reason))
