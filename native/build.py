@@ -6,6 +6,7 @@ The wheel's build hook and the developer set-up both call `build`.
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,9 @@ from pathlib import Path
 NATIVE = Path(__file__).resolve().parent
 GLIBC = "x86_64-linux-gnu.2.17"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+PT_DYNAMIC = 2
+DT_FLAGS_1 = 0x6FFFFFFB
+DF_1_INITFIRST = 0x20
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Library:
     name: str
     sources: tuple[str, ...]
     flags: tuple[str, ...]
+    initialised_first: bool = False
 
 
 LIBRARIES = (
@@ -43,10 +48,10 @@ LIBRARIES = (
             "-fvisibility=hidden",
             "-fasynchronous-unwind-tables",
             "-nostdlib",
-            "-Wl,-z,initfirst",
             "-Wl,-z,now",
             "-Wl,--build-id",
         ),
+        initialised_first=True,
     ),
     # Loaded into callscope's own Python.
     Library("libcallscope-kernel.so", ("kernel/*.c",), ("-O3", "-fno-sanitize=all", "-fvisibility=hidden")),
@@ -80,6 +85,27 @@ def compiler_environment() -> Iterator[dict[str, str]]:
         yield environment | {"ZIG_GLOBAL_CACHE_DIR": directory, "ZIG_LOCAL_CACHE_DIR": directory}
 
 
+def mark_initialised_first(path: Path) -> None:
+    """Ask the loader to run a library's constructors before all others, as `-z initfirst` does, which zig does not know.
+
+    Sets DF_1_INITFIRST in the DT_FLAGS_1 entry that `-z now` made. Layouts: System V gABI, "Program Header" and
+    "Dynamic Section"; the flag: Oracle Linker and Libraries Guide, "Dynamic Section".
+    """
+    data = bytearray(path.read_bytes())
+    table, entry_size, entries = struct.unpack_from("<32xQ14xHH", data)
+    for header in range(table, table + entry_size * entries, entry_size):
+        kind, offset, size = struct.unpack_from("<I4xQ16xQ", data, header)
+        if kind != PT_DYNAMIC:
+            continue
+        for entry in range(offset, offset + size, 16):
+            tag, value = struct.unpack_from("<QQ", data, entry)
+            if tag == DT_FLAGS_1:
+                struct.pack_into("<QQ", data, entry, tag, value | DF_1_INITFIRST)
+                path.write_bytes(data)
+                return
+    raise SystemExit(f"{path} has no DT_FLAGS_1 entry to mark")
+
+
 def build(output: Path) -> list[Path]:
     """Compile every library into the directory `output`; the files written.
 
@@ -103,6 +129,8 @@ def compile_all(output: Path, environment: dict[str, str]) -> list[Path]:
         command += [*WARNINGS, *library.flags, f"-I{NATIVE / 'include'}", "-o", str(partial), *sources]
         try:
             subprocess.run(command, check=True, env=environment)
+            if library.initialised_first:
+                mark_initialised_first(partial)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

@@ -1,0 +1,232 @@
+"""Which plan each module of the recorded programs gets: the decisions behind the recorder's answers.
+
+Every image is planned once a session, however many processes ask, and gets function ids of its own. A module that
+cannot be planned is left alone and listed with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from callscope import format as records
+from callscope.binary.elf import read_build_id, read_image
+from callscope.binary.symbols import open_symbols
+from callscope.errors import CallscopeError, PlanError
+from callscope.native import AGENT_NAME
+from callscope.patching.cache import PlanFiles, load_or_plan
+from callscope.patching.report import PlanReport
+from callscope.recording.rules import Functions, Rules
+from callscope.recording.session import Session
+
+Progress = Callable[[int, int], None]
+LAST_FUNCTION_ID = 0xFFFFFFFE
+_LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so")
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module that a process has loaded. `build_id` may be empty."""
+
+    path: str
+    build_id: bytes
+    is_main: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the agent is told. `id_base`: id of the plan's function 0. `chosen`: bit map of functions; None for all."""
+
+    plan: Path
+    id_base: int
+    function_count: int
+    chosen: Path | None
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """An image of this session. `path` is the one it was planned from."""
+
+    path: str
+    files: PlanFiles
+    id_base: int
+    report: PlanReport
+
+
+class Plans:
+    """The plans of one session. `answer` may be called from several threads."""
+
+    def __init__(
+        self, session: Session, rules: Rules, planner: Callable[[str, Progress | None], PlanFiles] | None = None
+    ) -> None:
+        """`planner` stands in for the plan cache in tests."""
+        self._session = session
+        self._rules = rules
+        self._planner = planner or (lambda path, progress: load_or_plan(path, progress=progress))
+        self._lock = threading.Lock()
+        self._planning = threading.Lock()
+        self._images: dict[str, Future[PlannedImage]] = {}
+        self._chosen: dict[tuple[int, str, bool], Future[Answer | None]] = {}
+        self._rejected: set[str] = set()
+        self._next_id = 1
+
+    def answer(self, module: Module, progress: Progress | None = None) -> Answer | None:
+        """What to trace of a module; None for nothing of it. Never raises."""
+        if is_untraceable(module.path):
+            return None
+        with self._lock:
+            wanted = self._rules.wants_module(module.path, module.is_main)
+        if not wanted:
+            return None
+        try:
+            image = self._image(module, progress)
+            return self._select(image, module)
+        except CallscopeError as error:
+            self._reject(module.path, str(error))
+        except Exception as error:  # a fault of ours must not become one of the traced program
+            self._reject(module.path, f"planning failed: {type(error).__name__}: {error}")
+        return None
+
+    def images(self) -> list[PlannedImage]:
+        """The images planned so far, in order of their ids."""
+        with self._lock:
+            futures = list(self._images.values())
+        done = [future.result() for future in futures if future.done() and future.exception() is None]
+        return sorted(done, key=lambda image: image.id_base)
+
+    def _image(self, module: Module, progress: Progress | None) -> PlannedImage:
+        """The image of a module, planned now if nobody has begun to. Raises CallscopeError."""
+        if module.path.endswith(" (deleted)"):
+            raise PlanError("the file was deleted while the program used it: start the program again")
+        build_id = read_build_id(module.path)
+        if module.build_id and build_id != module.build_id:
+            raise PlanError("the file was replaced while the program used it: start the program again")
+        key = build_id.hex() or _file_key(Path(module.path))
+        with self._lock:
+            future = self._images.get(key)
+            mine = future is None
+            if future is None:
+                future = self._images[key] = Future()
+        if mine:
+            try:
+                future.set_result(self._plan(module.path, build_id, progress))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _plan(self, path: str, build_id: bytes, progress: Progress | None) -> PlannedImage:
+        with self._planning:  # the planner uses all cores for one image
+            files = self._planner(path, progress)
+        if files.build_id != build_id:
+            raise PlanError("the file was replaced while it was being planned: record again")
+        check_length(files.plan, "set CALLSCOPE_CACHE to a shorter one")
+        report = files.read_report()
+        copy = self._session.plans / files.functions.name
+        shutil.copyfile(files.functions, copy)
+        copy.chmod(0o600)
+        with self._lock:
+            if self._next_id + files.function_count > LAST_FUNCTION_ID:
+                raise PlanError("this session has run out of function ids: record fewer programs at once")
+            image = PlannedImage(path, files, self._next_id, report)
+            self._next_id += files.function_count
+        entry = {
+            "id_base": image.id_base,
+            "function_count": files.function_count,
+            "path": path,
+            "build_id": build_id.hex(),
+            "functions": str(copy.relative_to(self._session.directory)),
+            "span": int(np.fromfile(copy, records.FUNCTIONS_HEADER, 1)["image_span"][0]),
+            "coverage": {
+                name: {"patched": part.patched, "found": part.found}
+                for name, part in (("entries", report.entries), ("exits", report.exits), ("tails", report.tail_jumps))
+            },
+        }
+        self._session.update(lambda state: state["images"].append(entry))
+        return image
+
+    def _select(self, image: PlannedImage, module: Module) -> Answer | None:
+        """The answer for a module of `image`, decided once for each path and role."""
+        key = (image.id_base, module.path, module.is_main)
+        with self._lock:
+            future = self._chosen.get(key)
+            mine = future is None
+            if future is None:
+                future = self._chosen[key] = Future()
+        if mine:
+            try:
+                future.set_result(self._choose(image, module, len(self._chosen)))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def _choose(self, image: PlannedImage, module: Module, number: int) -> Answer | None:
+        functions = read_functions(image.files.functions)
+        names = open_symbols(module.path).names
+        rvas = functions["rva"]
+        known = Functions(
+            rvas, functions["bytes"], functions["owner"], read_image(module.path).base, lambda: names(rvas)
+        )
+        chosen = self._rules.choose(module.path, module.is_main, known)
+        path = None
+        if chosen is not None:
+            if not chosen.any():
+                return None
+            path = self._session.plans / f"{image.files.functions.stem}-{number}.chosen"
+            check_length(path, "record to a shorter one with -o")
+            path.write_bytes(as_bits(chosen))
+        return Answer(image.files.plan, image.id_base, image.files.function_count, path)
+
+    def _reject(self, path: str, reason: str) -> None:
+        """List a module as not traced, once."""
+        with self._lock:
+            if path in self._rejected:
+                return
+            self._rejected.add(path)
+        with suppress(OSError):
+            self._session.update(lambda state: state["rejected"].append({"path": path, "reason": reason}))
+
+
+def is_untraceable(path: str) -> bool:
+    """Whether a module is one that is never traced: the loader, which runs before there is an agent; the agent; the
+    kernel's code in every process, which is no file."""
+    name = PurePath(path).name
+    return not path.startswith("/") or name == AGENT_NAME or name.startswith(_LOADERS)
+
+
+def read_functions(path: Path) -> NDArray[np.void]:
+    """The FUNCTION records of a functions file. Raises PlanError when it is damaged."""
+    data = np.fromfile(path, np.uint8)
+    if len(data) >= records.FUNCTIONS_HEADER.itemsize:
+        header = data[: records.FUNCTIONS_HEADER.itemsize].view(records.FUNCTIONS_HEADER)[0]
+        start, count = int(header["function_offset"]), int(header["function_count"])
+        if header["magic"] == records.FUNCTIONS_MAGIC and start + count * records.FUNCTION.itemsize <= len(data):
+            found = data[start : start + count * records.FUNCTION.itemsize].view(records.FUNCTION)
+            if not count or int(found["owner"].max()) < count:
+                return found
+    raise PlanError(f"{path} is damaged: delete it and record again")
+
+
+def check_length(path: Path, remedy: str) -> None:
+    """Raise PlanError when a path does not fit into a reply."""
+    if len(os.fsencode(path)) >= records.PATH_BYTES:
+        raise PlanError(f"the path {path} is too long for the agent: {remedy}")
+
+
+def as_bits(chosen: NDArray[np.bool_]) -> bytes:
+    """A bit for each function, least significant first, as the agent reads it."""
+    return np.packbits(chosen, bitorder="little").tobytes()
+
+
+def _file_key(path: Path) -> str:
+    """Stands for a file without a build-id."""
+    status = path.stat()
+    return f"{path}:{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}"

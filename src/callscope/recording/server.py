@@ -1,0 +1,152 @@
+"""Answers the agents' questions about modules, over a local socket in a directory only this user can enter.
+
+A connection carries any number of requests, each a `request` record and its `request_module` records; one `reply`
+record comes back for each module, in order, as soon as it is known (format/schema.toml).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from callscope import format as records
+from callscope.errors import RecordError
+from callscope.recording.plans import Answer, Module
+
+MOST_MODULES = 4096
+LONGEST_SOCKET_PATH = 107
+"""sun_path of unix(7), without its terminator"""
+PLAN_SKIP = bytes(records.REPLY.itemsize)
+
+
+class Server:
+    """Listens while the `with` block runs. Every connection has a thread; none outlives its process."""
+
+    def __init__(self, answer: Callable[[Module], Answer | None]) -> None:
+        self._answer = answer
+        self._directory = private_directory()
+        self.path = self._directory / "recorder"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._connections: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._accept, name="callscope-server", daemon=True)
+
+    @property
+    def directory(self) -> Path:
+        """The private directory, gone when the server is."""
+        return self._directory
+
+    def __enter__(self) -> Server:
+        try:
+            self._socket.bind(str(self.path))
+            self._socket.listen(socket.SOMAXCONN)
+        except OSError as error:
+            self.close()
+            raise RecordError(f"cannot listen at {self.path}: {error.strerror}; set TMPDIR to another place") from None
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening, hang up, remove the directory."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._socket.close()
+        with self._lock:
+            for connection in self._connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with self._lock:
+                self._connections.add(connection)
+            threading.Thread(target=self._serve, args=(connection,), name="callscope-client", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            while self._serve_request(connection):
+                pass
+        with self._lock:
+            self._connections.discard(connection)
+
+    def _serve_request(self, connection: socket.socket) -> bool:
+        """Answer one request; False when there is none, or it is nonsense and the connection should end."""
+        data = receive(connection, records.REQUEST.itemsize)
+        if data is None:
+            return False
+        request = np.frombuffer(data, records.REQUEST)[0]
+        count = int(request["module_count"])
+        if (
+            request["magic"] != records.REQUEST_MAGIC
+            or request["version"] != records.TRACE_VERSION
+            or count > MOST_MODULES
+        ):
+            return False
+        # All first: the agent may write its whole question before it reads.
+        data = receive(connection, count * records.REQUEST_MODULE.itemsize)
+        if data is None:
+            return False
+        for module in np.frombuffer(data, records.REQUEST_MODULE):
+            connection.sendall(encode_reply(self._answer(decode_module(module))))
+        return True
+
+
+def private_directory() -> Path:
+    """A new directory only this user can enter, with a path short enough for a socket in it."""
+    try:
+        directory = tempfile.mkdtemp(prefix="callscope-")
+        if len(os.fsencode(directory)) + 16 > LONGEST_SOCKET_PATH:
+            Path(directory).rmdir()
+            directory = tempfile.mkdtemp(prefix="callscope-", dir="/tmp")
+    except OSError as error:
+        raise RecordError(f"cannot make a temporary directory: {error.strerror}; set TMPDIR to another place") from None
+    return Path(directory)
+
+
+def receive(connection: socket.socket, size: int) -> bytes | None:
+    """Exactly `size` bytes, or None when the other side hung up before."""
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = connection.recv_into(view)
+        if got == 0:
+            return None
+        view = view[got:]
+    return bytes(data)
+
+
+def decode_module(record: np.void) -> Module:
+    """The module of one request_module record."""
+    build_id = record["build_id"].tobytes()[: min(int(record["build_id_bytes"]), 32)]
+    return Module(os.fsdecode(bytes(record["path"])), build_id, bool(int(record["module_flags"]) & records.MODULE_MAIN))
+
+
+def encode_reply(answer: Answer | None) -> bytes:
+    """One reply record."""
+    if answer is None:
+        return PLAN_SKIP
+    reply = np.zeros((), records.REPLY)
+    reply["status"] = records.REPLY_PLAN
+    reply["id_base"], reply["function_count"] = answer.id_base, answer.function_count
+    reply["plan"] = os.fsencode(answer.plan)
+    reply["chosen"] = b"" if answer.chosen is None else os.fsencode(answer.chosen)
+    return reply.tobytes()
