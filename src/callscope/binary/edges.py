@@ -30,8 +30,8 @@ class Edges:
 
     `branch_sources`, `branch_targets`, `branch_conditional` (bool): every direct jump, in parallel; sources are the
     addresses of the instructions. `call_targets`: of direct calls, unique. `code_references`: code addresses computed or
-    loaded by instructions, unique. `tables`: (function index, table address) pairs, shape (n, 2), int64: data addresses
-    computed in a function that has an indirect jump. `undecodable`: indices of functions holding bytes that are no
+    loaded by instructions, unique. `tables`: (function index, address) pairs, shape (n, 2), int64: data addresses
+    computed in each function, among them jump tables. `indirect`: indices of functions with an indirect jump. `undecodable`: indices of functions holding bytes that are no
     instructions. `open_ended`: indices of functions whose last instruction lets control run on behind them.
     """
 
@@ -41,6 +41,7 @@ class Edges:
     call_targets: NDArray[np.uint32]
     code_references: NDArray[np.uint32]
     tables: NDArray[np.int64]
+    indirect: NDArray[np.int64]
     undecodable: NDArray[np.int64]
     open_ended: NDArray[np.int64]
 
@@ -53,14 +54,15 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
     calls: set[int] = set()
     references: set[int] = set()
     tables: list[tuple[int, int]] = []
+    indirect: list[int] = []
     undecodable: list[int] = []
     open_ended: list[int] = []
     absolute = image.kind == "exec"
     base = image.base
     kinds = dis.KINDS
     for index, (start, size) in enumerate(zip(starts, sizes, strict=True), first):
-        computed: list[int] = []
-        indirect = False
+        computed: set[int] = set()
+        jumps_indirectly = False
         kind = dis.STOP
         for instruction in Decoder(64, image.read(start, size), ip=start):
             kind = kinds[instruction.code]
@@ -72,7 +74,7 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
                     if low <= address < high:
                         references.add(address)
                     else:
-                        computed.append(address)
+                        computed.add(address)
             elif kind == dis.CALL:
                 calls.add(instruction.near_branch_target)
             elif kind in (dis.JUMP, dis.BRANCH, dis.LOOP, dis.TRANSACTION):
@@ -80,7 +82,7 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
                 targets.append(instruction.near_branch_target)
                 conditional.append(kind != dis.JUMP)
             elif kind == dis.INDIRECT_JUMP:
-                indirect = True
+                jumps_indirectly = True
             elif kind == dis.IMMEDIATE:
                 if absolute:
                     for operand in range(instruction.op_count):
@@ -93,8 +95,9 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
                 break
         if kind in _RUNS_ON:
             open_ended.append(index)
-        if indirect:
-            tables.extend((index, address) for address in computed if address < 1 << 31)
+        if jumps_indirectly:
+            indirect.append(index)
+        tables.extend((index, address) for address in computed if address < 1 << 31)
     count = len(targets)
     valid = np.fromiter((0 <= target < 1 << 31 for target in targets), np.bool_, count)
     return Edges(
@@ -104,6 +107,7 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
         np.array(sorted(target for target in calls if low <= target < high), np.uint32),
         np.array(sorted(references), np.uint32),
         np.array(tables, np.int64).reshape(-1, 2),
+        np.array(indirect, np.int64),
         np.array(undecodable, np.int64),
         np.array(open_ended, np.int64),
     )
@@ -118,6 +122,7 @@ def merge(parts: Sequence[Edges]) -> Edges:
         np.unique(np.concatenate([part.call_targets for part in parts])),
         np.unique(np.concatenate([part.code_references for part in parts])),
         np.concatenate([part.tables for part in parts]),
+        np.concatenate([part.indirect for part in parts]),
         np.concatenate([part.undecodable for part in parts]),
         np.concatenate([part.open_ended for part in parts]),
     )
@@ -126,13 +131,15 @@ def merge(parts: Sequence[Edges]) -> Edges:
 def table_targets(image: Image, tables: NDArray[np.int64], low: int, high: int) -> NDArray[np.uint32]:
     """Code addresses held by position-independent jump tables: 32-bit offsets relative to the table's start.
 
-    A table's end is not marked anywhere: entries are taken until one does not point into the code, so this may name too
-    many addresses, never too few. Returns unique addresses.
+    `tables`: addresses, int64, in any order. A table's end is not marked anywhere: entries are taken until one does not
+    point into the code or another table begins, so this may name too many addresses, never too few. Returns unique addresses.
     """
     found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    for address in np.unique(tables[:, 1]).tolist():
-        entries = np.frombuffer(image.read(address, 4 * TABLE_ENTRIES)[: 4 * TABLE_ENTRIES], "u1")
-        offsets = entries[: len(entries) // 4 * 4].view("<i4").astype(np.int64) + address
+    starts = np.unique(tables)
+    room = np.diff(starts, append=1 << 40) // 4
+    for address, entries_at_most in zip(starts.tolist(), room.tolist(), strict=True):
+        data = image.read(address, 4 * min(TABLE_ENTRIES, entries_at_most))
+        offsets = np.frombuffer(data[: len(data) // 4 * 4], "<i4").astype(np.int64) + address
         outside = np.flatnonzero((offsets < low) | (offsets >= high))
         found.append(offsets[: outside[0]] if len(outside) else offsets)
     return np.unique(np.concatenate(found)).astype(np.uint32)

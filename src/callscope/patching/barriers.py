@@ -23,24 +23,24 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
     low, high = code_bounds(image)
     starts = functions.rva.astype(np.int64)
     ends = starts + functions.size
-    tables = table_targets(image, edges.tables, low, high)
     pointers = [image.relocated_code_pointers(), edges.code_references]
     if image.kind == "exec":
         pointers.append(data_targets(image, low, high))
     interior = np.unique(np.concatenate(pointers))
     landing = landing_pads(image, frames)
+    parts, owners = find_parts(functions, edges, interior)
+    jump_tables, switches = _switches(image, edges, starts, ends, owners, low, high)
+    tables = table_targets(image, jump_tables, low, high)
     hard = np.unique(np.concatenate([interior, tables, landing.pads, edges.call_targets, functions.rva]))
     barriers = np.zeros(high - low, np.uint8)
     soft = edges.branch_targets
     barriers[soft[(soft >= low) & (soft < high)] - low] |= SOFT
     barriers[hard[(hard >= low) & (hard < high)] - low] |= HARD
     order = np.argsort(edges.branch_targets, kind="stable")
-    parts, owners = find_parts(functions, edges, interior)
     kinds = np.where(functions.signal_frame, SIGNAL_FRAME, np.where(parts, PART, NOT_PART)).astype(np.uint8)
     inside = _index_of(starts, ends, interior)
     inside = inside[(inside >= 0) & (starts[np.maximum(inside, 0)] != interior)]
     unreadable = _index_of(starts, ends, frames.fdes["start"][landing.unreadable])
-    valid_tables = _tables_of_switches(image, edges, starts, ends)
     source_function = _index_of(starts, ends, edges.branch_sources)
     target_function = _index_of(starts, ends, edges.branch_targets)
     across = edges.branch_conditional & (source_function != target_function) & (target_function >= 0)
@@ -59,7 +59,7 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
         plt=tuple((int(first), int(last)) for first, last in image.plt_ranges),
         undecodable=frozenset(edges.undecodable.tolist()) | frozenset(unreadable.tolist()),
         conditional_entries=frozenset(conditional.tolist()),
-        switches=valid_tables,
+        switches=switches,
         interior_pointers=frozenset(np.unique(inside).tolist()),
     )
 
@@ -136,15 +136,27 @@ def find_parts(
     return parts, owners
 
 
-def _tables_of_switches(
-    image: Image, edges: Edges, starts: NDArray[np.int64], ends: NDArray[np.int64]
-) -> frozenset[int]:
-    """Functions with a jump table whose first entry leads back into them."""
-    found = set()
-    for index, address in edges.tables.tolist():
-        entry = image.read(address, 4)
-        if len(entry) == 4:
-            target = address + int.from_bytes(entry, "little", signed=True)
-            if starts[index] <= target < ends[index]:
-                found.add(index)
-    return frozenset(found)
+def _switches(
+    image: Image,
+    edges: Edges,
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    owners: NDArray[np.uint32],
+    low: int,
+    high: int,
+) -> tuple[NDArray[np.int64], frozenset[int]]:
+    """Addresses that may be jump tables, int64, and the functions that surely have one.
+
+    Data computed in a function with an indirect jump (or in a part of it) may be a table when an early entry leads into the
+    code; it surely is when that entry leads back into the function.
+    """
+    jumping = np.isin(owners[edges.tables[:, 0]], owners[edges.indirect])
+    tables: list[int] = []
+    sure: set[int] = set()
+    for index, address in edges.tables[jumping].tolist():
+        entries = np.frombuffer(image.read(address, 16)[:16].ljust(16, b"\0"), "<i4").astype(np.int64) + address
+        if ((entries >= low) & (entries < high)).any():
+            tables.append(address)
+            if ((entries >= starts[index]) & (entries < ends[index])).any():
+                sure.add(index)
+    return np.array(tables, np.int64), frozenset(sure)

@@ -168,4 +168,5 @@ def _scan_gaps(image: Image, functions: FunctionTable, low: int, high: int) -> E
         none.reshape(-1, 2),
         none,
         none,
+        none,
     )

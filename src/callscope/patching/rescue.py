@@ -14,7 +14,7 @@ from iced_x86 import Instruction
 from callscope.binary import disassembly as dis
 from callscope.format import PATCH_ALWAYS
 from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Redirect, Refusal, Run
-from callscope.patching.text import HARD, NOT_PART, SIGNAL_FRAME, Taken, Text, islands_in
+from callscope.patching.text import HARD, NOT_PART, SIGNAL_FRAME, SOFT, Taken, Text, islands_in
 from callscope.patching.windows import FALLS, LAST, Pending, Windows, long_displacement
 
 REACH_BACK = 128
@@ -161,10 +161,12 @@ class Rescue:
         """Make a run across jump targets, redirecting every jump to them into it."""
         start, end, crossed = self._stretch(place, cross=True)
         room = self._room(place, start, end)
-        if not crossed and room < SHORT_JUMP_BYTES:
-            return "a single byte with no room around it"
+        detached = False
         if room < SHORT_JUMP_BYTES:
-            return "a single byte between places that other code may reach"
+            if place.kind == "entry" or not self._reached_by_jumps_only(place.function, start):
+                return "a single byte with no room around it"
+            detached = True
+            crossed = (start,)
         inside = range(start, end)
         redirects: list[tuple[Instruction, int]] = []
         for target in crossed:
@@ -175,7 +177,7 @@ class Rescue:
                 if jump is None or source in self.redirected or self.taken.holds(source):
                     return "a jump into its bytes cannot be redirected"
                 redirects.append((jump, target))
-        self.taken.take(start, max(end, start + min(room, JUMP_BYTES)))
+        self.taken.take(start, end if detached else max(end, start + min(room, JUMP_BYTES)))
         for jump, _ in redirects:
             self.taken.take(jump.ip, jump.next_ip)
         chosen: list[int | None] = []
@@ -187,18 +189,31 @@ class Rescue:
                     break
             chosen.append(island)
         own = None
-        if len(chosen) == len(redirects) and room < JUMP_BYTES:
+        short = room < JUMP_BYTES and not detached
+        if len(chosen) == len(redirects) and short:
             own = self._island(start + SHORT_JUMP_BYTES, place.function)
-        if len(chosen) < len(redirects) or (room < JUMP_BYTES and own is None):
+        if len(chosen) < len(redirects) or (short and own is None):
             # What was borrowed or taken stays so: it is valid without a user.
             return "no room for an island within reach of a short jump"
         self.layout.quiet.update(crossed)
         for (jump, target), island in zip(redirects, chosen, strict=True):
             self._redirect(jump, target, place.function, False, island)
-        self._commit(place, start, end, own)
+        self._commit(place, start, end, own, detached)
         return None
 
-    def _commit(self, place: Pending, start: int, end: int, island: int | None) -> None:
+    def _reached_by_jumps_only(self, function: int, address: int) -> bool:
+        """True when only known jumps lead to an instruction: nothing runs into it from above."""
+        if self.text.barrier(address) != SOFT:
+            return False
+        code = self._decode(function)
+        position = bisect_left([instruction.ip for instruction in code], address)
+        return position > 0 and dis.KINDS[code[position - 1].code] in dis.NEVER_RETURNS
+
+    def _commit(self, place: Pending, start: int, end: int, island: int | None, detached: bool = False) -> None:
+        if detached:
+            self.layout.runs.append(Run(start, end, place.function, detached=True))
+            insort(self.runs, (start, end))
+            return
         self.taken.take(start, max(end, start + (SHORT_JUMP_BYTES if island is not None else JUMP_BYTES)))
         red_zone = self.text.starts[place.function] in self.text.conditional_entries
         run = Run(start, end, place.function, place.kind == "entry", island, red_zone and place.kind == "entry")

@@ -22,7 +22,8 @@ class Run:
     `function` is the index of the function whose choice switches the patch, PATCH_ALWAYS if it serves several. `entry`:
     the trampoline records the ENTRY of `function` first. `island`: address of the island its short jump goes to, or None.
     `red_zone`: the code may be reached by a conditional jump from a function that still uses the bytes below the stack
-    pointer. `borrowed`: moved only to make room for an island.
+    pointer. `borrowed`: moved only to make room for an island. `detached`: every way to it is redirected, so nothing is
+    written over it.
     """
 
     start: int
@@ -32,6 +33,7 @@ class Run:
     island: int | None = None
     red_zone: bool = False
     borrowed: bool = False
+    detached: bool = False
 
 
 @dataclass(slots=True)

@@ -112,6 +112,8 @@ def _emit(text: Text, frames: Frames, layout: Layout) -> Part:
             _withdraw(text, layout, run, str(error))
             continue
         pieces.append((run, piece))
+        if run.detached:
+            continue
         if run.island is None:
             patches.jump(run.start, run.function, piece.start)
             # What a borrowed run leaves behind its jump is there for islands.
