@@ -131,7 +131,7 @@ class FrameTable:
 
 @dataclass(frozen=True)
 class LandingPads:
-    """pads: sorted unique u4 rvas where exceptions may resume. unreadable: entries whose table is damaged, as indices."""
+    """pads: sorted unique u4 rvas where exceptions may resume. unreadable: indices of entries with damaged tables."""
 
     pads: NDArray[np.uint32]
     unreadable: NDArray[np.int64]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from callscope.binary import elf_headers as elf
 
+DT_HASH, DT_GNU_HASH = 4, 0x6FFFFEF5
 DT_NEEDED, DT_STRTAB, DT_SYMTAB, DT_RELA, DT_RELASZ, DT_STRSZ, DT_SONAME = 1, 5, 6, 7, 8, 10, 14
 DT_PLTRELSZ, DT_JMPREL, DT_RELRSZ, DT_RELR, DT_FLAGS_1 = 2, 23, 35, 36, 0x6FFFFFFB
 DF_1_PIE = 0x08000000

@@ -12,10 +12,11 @@ headers are used alone.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +69,7 @@ class Section:
     alloc: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Image:
     """A program or shared library, as `read_image` found it. Everything is relative to `base`.
 
@@ -167,11 +168,11 @@ class Image:
                 return Section(".eh_frame", 1, rva, size, segment.offset + rva - segment.rva, size, False, False, True)
         return None
 
-    def in_code(self, rvas: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    def in_code(self, rvas: NDArray[Any]) -> NDArray[np.bool_]:
         """Which of `rvas` lie in `code_sections`: a bool for each."""
-        inside = np.zeros(len(rvas), np.bool_)
-        for section in self.code_sections:
-            inside |= (rvas >= section.rva) & (rvas < section.rva + section.size)
+        # An address is inside when an odd number of bounds of the joined ranges are at or below it.
+        bounds = joined_ranges([(section.rva, section.rva + section.file_size) for section in self.code_sections])
+        inside: NDArray[np.bool_] = np.searchsorted(bounds, rvas, side="right") % 2 == 1
         return inside
 
     @cached_property
@@ -229,6 +230,17 @@ def read_image(path: str | Path) -> Image:
         dynamic=dynamic,
         tables=tables,
     )
+
+
+def joined_ranges(ranges: list[tuple[int, int]]) -> NDArray[np.uint64]:
+    """[start, end) ranges, sorted and with those that overlap or touch made one, as start, end, start, end ... (u8)."""
+    joined: list[int] = []
+    for start, end in sorted(ranges):
+        if joined and start <= joined[-1]:
+            joined[-1] = max(joined[-1], end)
+        else:
+            joined += [start, end]
+    return np.array(joined, np.uint64)
 
 
 def frame_pointer(header: bytes, rva: int) -> int | None:
@@ -297,10 +309,10 @@ def _sections(tables: elf.Tables, segments: tuple[Segment, ...], low: int, lengt
 
 def _is_mapped(segments: tuple[Segment, ...], rva: int, size: int, offset: int) -> bool:
     """Whether a segment maps these `size` bytes at `offset` of the file to `rva`."""
-    for segment in segments:
-        if segment.rva <= rva and rva + size <= segment.rva + segment.size:
-            return offset - segment.offset == rva - segment.rva
-    return size == 0
+    index = bisect_right(segments, rva, key=lambda segment: segment.rva) - 1
+    if index < 0 or rva + size > segments[index].rva + segments[index].size:
+        return size == 0
+    return offset - segments[index].offset == rva - segments[index].rva
 
 
 def _interpreter(data: memoryview, programs: NDArray[np.void]) -> str | None:
