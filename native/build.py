@@ -5,6 +5,7 @@ The wheel's build hook and the developer set-up both call `build`.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import struct
 import subprocess
@@ -31,6 +32,7 @@ class Library:
     sources: tuple[str, ...]
     flags: tuple[str, ...]
     initialised_first: bool = False
+    system_headers: bool = False  # types and constants of Linux for code that links no C library
 
 
 LIBRARIES = (
@@ -48,10 +50,12 @@ LIBRARIES = (
             "-fvisibility=hidden",
             "-fasynchronous-unwind-tables",
             "-nostdlib",
+            "-D_GNU_SOURCE",
             "-Wl,-z,now",
             "-Wl,--build-id",
         ),
         initialised_first=True,
+        system_headers=True,
     ),
     # Loaded into callscope's own Python.
     Library("libcallscope-kernel.so", ("kernel/*.c",), ("-O3", "-fno-sanitize=all", "-fvisibility=hidden")),
@@ -85,8 +89,18 @@ def compiler_environment() -> Iterator[dict[str, str]]:
         yield environment | {"ZIG_GLOBAL_CACHE_DIR": directory, "ZIG_LOCAL_CACHE_DIR": directory}
 
 
+def header_flags() -> list[str]:
+    """The compiler's own copy of the C library's and Linux's headers, which `-nostdlib` hides."""
+    spec = importlib.util.find_spec("ziglang")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("the compiler is missing: pip install ziglang")
+    include = Path(spec.submodule_search_locations[0]) / "lib/libc/include"
+    names = ("x86-linux-gnu", "generic-glibc", "x86-linux-any", "any-linux-any")
+    return [flag for name in names for flag in ("-isystem", str(include / name))]
+
+
 def mark_initialised_first(path: Path) -> None:
-    """Ask the loader to run a library's constructors before all others, as `-z initfirst` does, which zig does not know.
+    """Ask the loader to run a library's constructors before all others: `-z initfirst`, which zig does not know.
 
     Sets DF_1_INITFIRST in the DT_FLAGS_1 entry that `-z now` made. Layouts: System V gABI, "Program Header" and
     "Dynamic Section"; the flag: Oracle Linker and Libraries Guide, "Dynamic Section".
@@ -127,6 +141,8 @@ def compile_all(output: Path, environment: dict[str, str]) -> list[Path]:
         command = [sys.executable, "-m", "ziglang", "cc", "-target", GLIBC, "-std=c11", "-shared", "-fPIC", "-g"]
         partial = target.with_suffix(f".{os.getpid()}.tmp")
         command += [*WARNINGS, *library.flags, f"-I{NATIVE / 'include'}", "-o", str(partial), *sources]
+        if library.system_headers:
+            command += header_flags()
         try:
             subprocess.run(command, check=True, env=environment)
             if library.initialised_first:

@@ -13,6 +13,7 @@ CHUNK_MAGIC = 0x4B4E4843
 CHUNK_BYTES = 0x100000
 EVENTS_HEADER_BYTES = 4096
 JOURNAL_HEADER_BYTES = 4096
+JOURNAL_PIDS = 1024
 JOURNAL_BYTES = 0x8000000
 
 FEATURE_NO_CLOCK = 1
@@ -103,7 +104,7 @@ CHUNK_HEADER = np.dtype(
         ("tsc", "<u8"),
         ("sp", "<u8"),
         ("used", "<u8"),
-        ("reserved", "<u8"),
+        ("namespace_id", "<u8"),
     ]
 )
 
@@ -133,6 +134,14 @@ JOURNAL_HEADER = np.dtype(
         ("header_size", "<u4"),
         ("features", "<u8"),
         ("tail", "<u8"),
+    ]
+)
+
+# Slot pid % slots of the table from JOURNAL_PIDS to JOURNAL_HEADER_BYTES: how an image started by exec finds what its process was. Agents only.
+JOURNAL_PID = np.dtype(
+    [
+        ("pid", "<u4"),
+        ("record", "<u4"),
     ]
 )
 

@@ -12,6 +12,7 @@
 #define CS_CHUNK_BYTES 0x100000u
 #define CS_EVENTS_HEADER_BYTES 4096u
 #define CS_JOURNAL_HEADER_BYTES 4096u
+#define CS_JOURNAL_PIDS 1024u
 #define CS_JOURNAL_BYTES 0x8000000u
 
 #define CS_FEATURE_NO_CLOCK 1u
@@ -91,7 +92,7 @@ _Static_assert(sizeof(struct cs_events_header) == 120, "events_header");
 /* First bytes of a chunk; events follow. All events of a chunk belong to one thread. */
 struct cs_chunk_header {
     uint32_t magic;
-    uint32_t flags;
+    uint32_t flags; /* bit 0: a thread writes here; bit 1: being prepared; the rest counts its owners */
     uint32_t process; /* number in this session, from 1; a new one for every fork and exec */
     uint32_t pid;
     uint32_t tid;
@@ -100,7 +101,7 @@ struct cs_chunk_header {
     uint64_t tsc; /* time-stamp counter when it was claimed; its high half is the first epoch */
     uint64_t sp; /* stack pointer when it was claimed: the high half of the events' stack pointers */
     uint64_t used; /* bytes in use, header included, once the chunk is closed; 0 while it is open */
-    uint64_t reserved;
+    uint64_t namespace_id; /* of pid and tid, 0: unknown; who recycles a chunk must not take another container's ids for its own */
 };
 _Static_assert(sizeof(struct cs_chunk_header) == 64, "chunk_header");
 
@@ -129,6 +130,13 @@ struct cs_journal_header {
     uint64_t tail; /* atomic: offset of the first free byte */
 };
 _Static_assert(sizeof(struct cs_journal_header) == 32, "journal_header");
+
+/* Slot pid % slots of the table from JOURNAL_PIDS to JOURNAL_HEADER_BYTES: how an image started by exec finds what its process was. Agents only. */
+struct cs_journal_pid {
+    uint32_t pid;
+    uint32_t record; /* offset of its last PROCESS_START, in 8 bytes */
+};
+_Static_assert(sizeof(struct cs_journal_pid) == 8, "journal_pid");
 
 /* Starts every journal record. `size` is written first and `kind` last: kind 0 is a record its writer never finished. */
 struct cs_journal_record {

@@ -1,0 +1,166 @@
+/* What the parts of the agent share: a thread's block, the state of the process, the files of the session.
+ *
+ * Memory comes in two sorts. Ordinary variables are copied by fork as everything else is. What must not be believed in
+ * a child (cursors, locks, the process's number) lies in pages which the system hands to a child zeroed; a zeroed
+ * block sends its thread to the slow path, which sees that this is a new process. So forks need no hook. */
+#ifndef CALLSCOPE_AGENT_H
+#define CALLSCOPE_AGENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "callscope/records.h"
+
+/* Where a thread's next event goes. The first three fields are read by the hot path (linux/entry.S). */
+struct cs_block {
+    uint64_t cursor; /* address of the next event */
+    uint64_t end;    /* an event may start below this address */
+    uint32_t epoch;  /* high half of the time-stamp counter, as the chunk knows it */
+    uint32_t used;   /* 1 while a thread owns the block; 0 in a child, which gets these pages zeroed */
+    uint64_t limit;  /* the chunk (or sink) is backed by memory up to here */
+    struct cs_chunk_header *chunk; /* NULL while events have no room and go to the sink */
+    uint8_t *sink;                 /* memory for events that have no room, or NULL */
+    uint64_t spare;                /* number of a chunk claimed but without memory (disk full), or 0 */
+    uint32_t thread;
+    uint32_t tid;
+    void *lanes; /* of the depth filter, to be freed with the block */
+    char name[16];
+} __attribute__((aligned(128)));
+
+/* The only thread-local data. */
+struct cs_thread {
+    struct cs_block *block; /* never NULL: cs_no_block before the first event */
+    void *lanes;            /* depth filter: survives fork, because the calls that are open do */
+    uint32_t muted;         /* the agent itself calls code that may be traced */
+    struct cs_block *kept;  /* the block to go back to afterwards */
+};
+
+/* Facts about this process; zeroed in a child. */
+struct cs_process {
+    uint32_t state; /* 0: not registered, 1: being registered, 2: registered */
+    uint32_t process;
+    uint32_t pid;
+    uint32_t block_lock;
+    uint32_t module_lock;
+    uint32_t block_count; /* blocks given out so far */
+    uint32_t first_block; /* blocks below belong to threads of ancestors: one of them is still ours in name */
+    uint32_t next_check;  /* where the search for blocks of dead threads goes on */
+};
+
+/* A file of the session, mapped whole but opened for writing piece by piece: mlockall() would otherwise fill it. */
+struct cs_shared_file {
+    uint8_t *base;
+    uint64_t bytes;
+    uint64_t window;    /* bytes opened at a time */
+    uint64_t opened[8]; /* bit map of windows */
+};
+
+/* The session as this process sees it. */
+struct cs_session {
+    struct cs_shared_file events_file;
+    struct cs_shared_file journal_file;
+    struct cs_events_header *events; /* NULL: this process is not recorded */
+    struct cs_journal_header *journal;
+    uint64_t chunk_bytes;
+    uint64_t chunk_limit;    /* as the file has it */
+    uint64_t chunks_mapped;  /* fewer than chunk_limit when address space is limited */
+    uint64_t features;
+    uint64_t namespace_id;   /* of process ids; 0: unknown */
+    uint32_t max_depth;
+    uint32_t last_process;   /* number of the process whose memory this is or was copied from */
+    uint32_t highest_block;  /* blocks given out here or in an ancestor */
+    uint32_t notes_given;
+    struct cs_process *process;
+    struct cs_block *blocks;
+    uint32_t block_limit;
+    char path[4096];
+    char command[16384]; /* NUL-separated */
+    uint32_t path_bytes, command_bytes;
+};
+
+extern struct cs_session cs_session;
+extern __thread struct cs_thread cs_thread __attribute__((tls_model("initial-exec")));
+
+/* The block of threads that have none yet: it has no room, so their first event takes the slow path. */
+extern struct cs_block cs_no_block;
+
+static inline uint64_t cs_tsc(void) {
+    uint32_t low, high;
+    __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+    return low | (uint64_t)high << 32;
+}
+
+/* Short locks, held with signals blocked. They lie in pages zeroed on fork, so a child finds them free. */
+void cs_lock(uint32_t *lock);
+void cs_unlock(uint32_t *lock);
+
+/* ---- session.c */
+/* Take over the mapped files. False when they are not what this agent writes. */
+bool cs_session_open(uint8_t *events, uint64_t events_mapped, uint8_t *journal, uint64_t journal_bytes);
+/* Make [offset, offset + bytes) of the file writable and backed. */
+bool cs_file_commit(struct cs_shared_file *file, uint64_t offset, uint64_t bytes);
+
+/* ---- events.c */
+/* Room for at least one more event behind block->cursor: the next part of the chunk, a new chunk, or the sink. */
+void cs_events_advance(struct cs_block *block, uint64_t sp);
+/* Close the block's chunk and settle what went to its sink. */
+void cs_events_close(struct cs_block *block);
+/* Count the events in a block's sink as lost, and empty it. */
+void cs_events_settle(struct cs_block *block);
+void cs_events_release_sink(struct cs_block *block);
+/* After exec: the chunks of this process's earlier image are nobody's any more. */
+void cs_events_abandon(uint32_t process);
+
+/* ---- threads.c */
+/* Give this process its number; journal its start. Does nothing when that is done. */
+void cs_process_enter(uint32_t cause, uint32_t parent);
+/* The calling thread's block, registered if need be; NULL when it cannot have one. */
+struct cs_block *cs_thread_block(void);
+/* Close the blocks of threads that have ended; at most `checks` blocks are looked at. */
+void cs_threads_reap(uint32_t checks);
+/* The slow path, from entry.S: on return an event may fit, try again. */
+void cs_refill(uint64_t sp);
+/* From entry.S: the counter's high half changed. Turns the reserved slot into an EPOCH event. */
+void cs_new_epoch(uint32_t *slot, uint32_t bytes, uint32_t epoch);
+/* Stop and resume recording of the calling thread, around calls out of the agent. */
+void cs_mute(void);
+void cs_unmute(void);
+
+/* ---- journal.c */
+struct cs_part {
+    const void *data;
+    uint64_t bytes;
+};
+/* Write one record of the parts, about the thread that owns `block` (NULL: none in particular); its offset in the
+ * file, or 0 when there was no room. */
+uint64_t cs_journal_write(uint16_t kind, uint64_t tsc, const struct cs_block *block, const struct cs_part *parts,
+                          uint32_t count);
+void cs_journal_text(uint16_t kind, const struct cs_block *block, uint32_t code, const char *text);
+void cs_journal_process(uint32_t cause, uint32_t parent);
+/* The journal's number for a live process `pid` started no earlier than `born_ns` (CLOCK_MONOTONIC), or 0. */
+uint32_t cs_journal_find(uint32_t pid, uint64_t born_ns);
+void cs_journal_forget(uint32_t pid);
+
+/* Codes of NOTE records; each is given once a process, except those about a module. */
+enum cs_note {
+    CS_NOTE_FULL,           /* the events file has no chunk left */
+    CS_NOTE_NO_MEMORY,      /* no page for events: disk full */
+    CS_NOTE_ADDRESS_SPACE,  /* the events file could be mapped in part only */
+    CS_NOTE_NO_RECORDER,    /* the recorder cannot be reached */
+    CS_NOTE_NO_PLAN,        /* a plan could not be used */
+    CS_NOTE_NO_LOADER_HOOK, /* modules loaded later stay unknown */
+    CS_NOTE_MODULES,        /* too many modules */
+    CS_NOTE_THREADS,        /* too many threads */
+    CS_NOTE_NO_WIPE,        /* the kernel has no MADV_WIPEONFORK */
+};
+void cs_note(enum cs_note code, const char *text);
+void cs_note_module(enum cs_note code, const char *reason, const char *path);
+
+/* ---- depth.c */
+/* The depth filter, from entry.S: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */
+bool cs_depth_enter(uint64_t sp);
+bool cs_depth_leave(uint64_t sp);
+void cs_depth_free(void *lanes);
+
+#endif

@@ -1,0 +1,207 @@
+/* Chunks of the events file: claimed by an atomic counter, backed by memory in growing steps, closed, recycled. */
+#include "agent.h"
+#include "memory.h"
+#include "system.h"
+
+/* A short-lived thread should not pay for a whole chunk, so memory is added in steps that double. */
+#define FIRST_STEP 0x10000ull
+#define LARGEST_STEP 0x80000ull
+#define SINK_BYTES 0x10000ull
+
+/* chunk_header.flags: OPEN while a thread writes there, CLAIMED until its header names that thread. The bits above count
+ * the owners, so that of two threads which find a chunk abandoned only one gets it. */
+#define OPEN 1u
+#define CLAIMED 2u
+#define OWNER 4u
+
+/* Events that start here would not fit whole before the limit. */
+static void set_room(struct cs_block *block, uint8_t *start, uint8_t *limit) {
+    block->limit = (uint64_t)limit;
+    block->end = block->limit - sizeof(struct cs_short_event);
+    block->cursor = (uint64_t)start;
+}
+
+static uint8_t *chunk_at(uint64_t number) {
+    return cs_session.events_file.base + number * cs_session.chunk_bytes;
+}
+
+static bool commit(uint8_t *start, uint64_t bytes) {
+    return cs_file_commit(&cs_session.events_file, (uint64_t)(start - cs_session.events_file.base), bytes);
+}
+
+static bool owner_gone(const struct cs_chunk_header *header) {
+    const struct cs_process *process = cs_session.process;
+    if (header->namespace_id != cs_session.namespace_id || !header->namespace_id)
+        return false;
+    if (header->pid == process->pid && header->process != process->process)
+        return true;
+    return cs_system_thread_gone(header->pid, header->tid);
+}
+
+static bool take(struct cs_chunk_header *header) {
+    uint32_t flags = __atomic_load_n(&header->flags, __ATOMIC_ACQUIRE);
+    if (flags & CLAIMED || (flags & OPEN && !owner_gone(header)))
+        return false;
+    return __atomic_compare_exchange_n(&header->flags, &flags, (flags | OPEN | CLAIMED) + OWNER, false,
+                                       __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+static void write_header(struct cs_block *block, struct cs_chunk_header *header, uint64_t claim, uint64_t sp) {
+    uint64_t now = cs_tsc();
+    header->process = cs_session.process->process;
+    header->pid = cs_session.process->pid;
+    header->tid = block->tid;
+    header->thread = block->thread;
+    header->sequence = claim;
+    header->tsc = now;
+    header->sp = sp;
+    header->used = 0;
+    header->namespace_id = cs_session.namespace_id;
+    __atomic_store_n(&header->magic, CS_CHUNK_MAGIC, __ATOMIC_RELEASE);
+    __atomic_fetch_and(&header->flags, ~CLAIMED, __ATOMIC_RELEASE);
+    block->chunk = header;
+    block->epoch = (uint32_t)(now >> 32);
+}
+
+/* Begin chunk `claim` of a file where nothing is recycled. */
+static bool begin_fresh(struct cs_block *block, uint64_t claim, uint64_t number, uint64_t sp) {
+    uint8_t *start = chunk_at(number);
+    if (!commit(start, FIRST_STEP))
+        return false;
+    struct cs_chunk_header *header = (struct cs_chunk_header *)start;
+    __atomic_fetch_or(&header->flags, OPEN, __ATOMIC_RELAXED);
+    write_header(block, header, claim, sp);
+    set_room(block, start + sizeof *header, start + FIRST_STEP);
+    return true;
+}
+
+static bool claim_fresh(struct cs_block *block, uint64_t sp) {
+    struct cs_events_header *events = cs_session.events;
+    uint64_t claim = block->spare;
+    if (!claim) {
+        if (__atomic_load_n(&events->next_chunk, __ATOMIC_RELAXED) >= cs_session.chunks_mapped) {
+            cs_note(CS_NOTE_FULL, "the events file is full: later events are lost");
+            return false;
+        }
+        do
+            claim = __atomic_fetch_add(&events->next_chunk, 1, __ATOMIC_RELAXED);
+        while (!claim);
+        if (claim >= cs_session.chunks_mapped)
+            return false;
+    }
+    bool begun = begin_fresh(block, claim, claim, sp);
+    block->spare = begun ? 0 : claim;
+    if (!begun)
+        cs_note(CS_NOTE_NO_MEMORY, "no room on the disk: events are lost");
+    return begun;
+}
+
+/* Flight recorder: the oldest chunk no live thread writes to. Its old events must be gone before it has a header. */
+static bool claim_recycled(struct cs_block *block, uint64_t sp) {
+    uint64_t ring = cs_session.chunk_limit - 1;
+    for (uint64_t tries = 0; tries < 2 * ring; tries++) {
+        uint64_t claim = __atomic_fetch_add(&cs_session.events->next_chunk, 1, __ATOMIC_RELAXED);
+        if (!claim)
+            continue;
+        uint64_t number = 1 + (claim - 1) % ring;
+        if (number >= cs_session.chunks_mapped)
+            continue;
+        struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
+        if (!commit((uint8_t *)header, FIRST_STEP) || !take(header))
+            continue;
+        if (claim <= ring)
+            return begin_fresh(block, claim, number, sp);
+        if (!commit((uint8_t *)header, cs_session.chunk_bytes)) {
+            __atomic_fetch_and(&header->flags, ~(OPEN | CLAIMED), __ATOMIC_RELEASE);
+            continue;
+        }
+        __atomic_store_n(&header->magic, 0, __ATOMIC_RELEASE);
+        memset(header + 1, 0, cs_session.chunk_bytes - sizeof *header);
+        write_header(block, header, claim, sp);
+        set_room(block, (uint8_t *)(header + 1), (uint8_t *)header + cs_session.chunk_bytes);
+        return true;
+    }
+    cs_note(CS_NOTE_FULL, "no chunk is free to be recycled: events are lost");
+    return false;
+}
+
+/* The next step of the chunk in use; false at its end, or when there is no memory. */
+static bool extend(struct cs_block *block) {
+    uint8_t *start = (uint8_t *)block->chunk, *limit = (uint8_t *)block->limit;
+    uint64_t used = (uint64_t)(limit - start), rest = cs_session.chunk_bytes - used;
+    uint64_t step = used < LARGEST_STEP ? used : LARGEST_STEP;
+    if (step > rest)
+        step = rest;
+    if (!step || !commit(limit, step))
+        return false;
+    set_room(block, limit, limit + step);
+    return true;
+}
+
+void cs_events_close(struct cs_block *block) {
+    struct cs_chunk_header *header = block->chunk;
+    if (!header) {
+        cs_events_settle(block);
+        return;
+    }
+    uint64_t end = block->cursor < block->limit ? block->cursor : block->limit;
+    header->used = end - (uint64_t)header;
+    __atomic_fetch_and(&header->flags, ~OPEN, __ATOMIC_RELEASE);
+    block->chunk = NULL;
+    set_room(block, NULL, (uint8_t *)sizeof(struct cs_short_event));
+}
+
+void cs_events_settle(struct cs_block *block) {
+    if (block->chunk || !block->sink)
+        return;
+    uint64_t end = block->cursor < block->end ? block->cursor : block->end, lost = 0;
+    for (uint64_t at = (uint64_t)block->sink; at < end; lost++) {
+        uint32_t kind = ((struct cs_short_event *)at)->sp & CS_EVENT_KIND_MASK;
+        at += kind == CS_EVENT_ENTRY ? sizeof(struct cs_entry_event) : sizeof(struct cs_short_event);
+        if (kind != CS_EVENT_ENTRY && kind != CS_EVENT_EXIT && kind != CS_EVENT_TAIL)
+            lost--;
+    }
+    __atomic_fetch_add(&cs_session.events->lost, lost, __ATOMIC_RELAXED);
+    block->cursor = (uint64_t)block->sink;
+}
+
+void cs_events_release_sink(struct cs_block *block) {
+    if (block->sink)
+        cs_system_release(block->sink, SINK_BYTES);
+    block->sink = NULL;
+}
+
+static void use_sink(struct cs_block *block) {
+    /* One sink for threads that cannot get their own: they overwrite each other, and nobody reads it. */
+    static uint8_t shared_sink[256] __attribute__((aligned(8)));
+    uint64_t bytes = SINK_BYTES;
+    if (!block->sink)
+        block->sink = cs_system_memory(SINK_BYTES);
+    uint8_t *sink = block->sink;
+    if (!sink) {
+        sink = shared_sink;
+        bytes = sizeof shared_sink;
+        __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
+    }
+    set_room(block, sink, sink + bytes);
+}
+
+void cs_events_advance(struct cs_block *block, uint64_t sp) {
+    if (block->chunk && extend(block))
+        return;
+    cs_events_close(block);
+    bool recycle = cs_session.features & CS_FEATURE_KEEP_LAST;
+    if (!(recycle ? claim_recycled(block, sp) : claim_fresh(block, sp)))
+        use_sink(block);
+}
+
+void cs_events_abandon(uint32_t process) {
+    for (uint64_t number = 1; number < cs_session.chunks_mapped; number++) {
+        struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
+        if (number >= __atomic_load_n(&cs_session.events->next_chunk, __ATOMIC_RELAXED))
+            return;
+        if (commit((uint8_t *)header, sizeof *header) && header->magic == CS_CHUNK_MAGIC &&
+            header->process == process)
+            __atomic_fetch_and(&header->flags, ~OPEN, __ATOMIC_RELEASE);
+    }
+}

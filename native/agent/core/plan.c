@@ -1,0 +1,180 @@
+/* Plans: checked as if a stranger had written them, for a wrong byte in the program's text is fatal. */
+#include "plan.h"
+
+#include "memory.h"
+
+static bool table_fits(uint64_t offset, uint64_t count, uint64_t each, uint64_t bytes) {
+    return offset <= bytes && offset % 4 == 0 && count <= (bytes - offset) / each;
+}
+
+static bool region_fits(const struct cs_plan_header *header, uint64_t bytes) {
+    uint64_t region = header->region_bytes, page = CS_PLAN_PAGE - 1;
+    return header->region_offset <= bytes && region <= bytes - header->region_offset && region < 0x7fff0000 &&
+           !(header->region_offset & page) && !(header->code_bytes & page) && header->code_bytes >= CS_PLAN_PAGE &&
+           header->code_bytes <= region && !(header->symfile & page) && header->symfile <= region &&
+           header->symfile_bytes <= region - header->symfile && header->frames <= region &&
+           header->frames_bytes <= region - header->frames;
+}
+
+static bool selected(const struct cs_plan *plan, uint32_t function) {
+    return !plan->chosen || plan->chosen[function / 8] >> function % 8 & 1;
+}
+
+static const char *check_patches(const struct cs_plan *plan) {
+    const struct cs_plan_header *header = plan->header;
+    uint64_t text = 0, end = 0;
+    for (uint32_t i = 0; i < header->text_count; i++) {
+        const struct cs_text_range *range = &plan->texts[i];
+        if ((range->rva | range->bytes) & (CS_PLAN_PAGE - 1) || range->rva < end ||
+            (uint64_t)range->rva + range->bytes > header->image_span)
+            return "bad text range in the plan";
+        end = (uint64_t)range->rva + range->bytes;
+    }
+    end = 0;
+    for (uint32_t i = 0; i < header->patch_count; i++) {
+        const struct cs_patch *patch = &plan->patches[i];
+        uint64_t stop = (uint64_t)patch->rva + patch->length;
+        while (text < header->text_count && stop > (uint64_t)plan->texts[text].rva + plan->texts[text].bytes)
+            text++;
+        if (text == header->text_count || patch->rva < plan->texts[text].rva || patch->rva < end || !patch->length ||
+            patch->length > sizeof patch->new ||
+            (patch->rel_offset != CS_PATCH_NO_REL && patch->rel_offset + 4u > patch->length) ||
+            (patch->function != CS_PATCH_ALWAYS && patch->function >= header->function_count))
+            return "bad patch in the plan";
+        end = stop;
+    }
+    for (uint32_t i = 0; i < header->fixup_count; i++)
+        if (plan->fixups[i] < CS_PLAN_PAGE || plan->fixups[i] + 4ull > header->code_bytes)
+            return "bad fixup in the plan";
+    return NULL;
+}
+
+const char *cs_plan_open(struct cs_plan *plan, const uint8_t *file, uint64_t bytes, uint64_t span,
+                         const uint8_t *build_id, uint32_t build_id_bytes) {
+    const struct cs_plan_header *header = (const struct cs_plan_header *)file;
+    if (bytes < sizeof *header || header->magic != CS_PLAN_MAGIC)
+        return "not a plan";
+    if (header->version != CS_PLAN_VERSION || header->header_size < sizeof *header)
+        return "plan of another version";
+    if (!region_fits(header, bytes) || header->region_offset < sizeof *header ||
+        !table_fits(header->patch_offset, header->patch_count, sizeof(struct cs_patch), bytes) ||
+        !table_fits(header->fixup_offset, header->fixup_count, sizeof(uint32_t), bytes) ||
+        !table_fits(header->text_offset, header->text_count, sizeof(struct cs_text_range), bytes))
+        return "plan file cut short";
+    if (((header->image_span + CS_PLAN_PAGE - 1) & ~(CS_PLAN_PAGE - 1ull)) != span || header->build_id_bytes > 32 ||
+        (build_id_bytes && header->build_id_bytes &&
+         (header->build_id_bytes != build_id_bytes || memcmp(header->build_id, build_id, build_id_bytes))))
+        return "plan of another file";
+    plan->header = header;
+    plan->patches = (const struct cs_patch *)(file + header->patch_offset);
+    plan->fixups = (const uint32_t *)(file + header->fixup_offset);
+    plan->texts = (const struct cs_text_range *)(file + header->text_offset);
+    return check_patches(plan);
+}
+
+uint64_t cs_plan_pages(const struct cs_plan *plan) {
+    uint64_t pages = 0, last = ~0ull;
+    for (uint32_t i = 0; i < plan->header->patch_count; i++) {
+        const struct cs_patch *patch = &plan->patches[i];
+        if (patch->rva / CS_PLAN_PAGE == last ||
+            (patch->function != CS_PATCH_ALWAYS && !selected(plan, patch->function)))
+            continue;
+        last = patch->rva / CS_PLAN_PAGE;
+        pages++;
+    }
+    return pages;
+}
+
+static bool add_to_displacement(uint8_t *place, int64_t amount) {
+    int32_t value;
+    __builtin_memcpy(&value, place, sizeof value);
+    int64_t moved = value + amount;
+    value = (int32_t)moved;
+    __builtin_memcpy(place, &value, sizeof value);
+    return value == moved;
+}
+
+bool cs_plan_shift(const struct cs_plan *plan, uint8_t *region, int64_t shift) {
+    for (uint32_t i = 0; shift && i < plan->header->fixup_count; i++)
+        if (!add_to_displacement(region + plan->fixups[i], -shift))
+            return false;
+    return true;
+}
+
+void cs_plan_write_stubs(uint8_t *region, uint32_t id_base, const uint64_t routines[CS_STUB_COUNT]) {
+    for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++) {
+        uint8_t *code = region + slot * CS_STUB_BYTES;
+        if (slot == CS_STUB_ENTRY || slot == CS_STUB_ENTRY_RED_ZONE) {
+            *code++ = 0x8d; /* lea ecx, [rcx + id_base] */
+            *code++ = 0x89;
+            __builtin_memcpy(code, &id_base, sizeof id_base);
+            code += sizeof id_base;
+        }
+        uint8_t *pointer = region + CS_STUB_POINTERS + slot * sizeof(uint64_t);
+        int32_t displacement = (int32_t)(pointer - (code + 6));
+        *code++ = 0xff; /* jmp [rip + displacement] */
+        *code++ = 0x25;
+        __builtin_memcpy(code, &displacement, sizeof displacement);
+        __builtin_memcpy(pointer, &routines[slot], sizeof routines[slot]);
+    }
+}
+
+static uint64_t low_bytes(uint32_t length) {
+    return length == 8 ? ~0ull : (1ull << 8 * length) - 1;
+}
+
+/* The eight bytes at `place`, of which only `length` need be there. */
+static uint64_t read_word(const uint8_t *place, uint32_t length, bool whole) {
+    uint64_t word = 0;
+    if (whole)
+        return *(const uint64_t *)place;
+    for (uint32_t i = 0; i < length; i++)
+        word |= (uint64_t)place[i] << 8 * i;
+    return word;
+}
+
+static void write_word(uint8_t *place, uint64_t word, uint32_t length, bool whole) {
+    if (whole)
+        *(uint64_t *)place = word;
+    else
+        for (uint32_t i = 0; i < length; i++)
+            place[i] = (uint8_t)(word >> 8 * i);
+}
+
+const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t shift, uint8_t *refused,
+                          struct cs_plan_outcome *outcome) {
+    const struct cs_plan_header *header = plan->header;
+    *outcome = (struct cs_plan_outcome){0};
+    for (uint32_t pass = 0; pass < 2; pass++)
+        for (uint32_t i = 0, text = 0; i < header->patch_count; i++) {
+            const struct cs_patch *patch = &plan->patches[i];
+            uint32_t function = patch->function, length = patch->length;
+            if (function != CS_PATCH_ALWAYS && !selected(plan, function))
+                continue;
+            while ((uint64_t)patch->rva + length > (uint64_t)plan->texts[text].rva + plan->texts[text].bytes)
+                text++;
+            bool whole = (uint64_t)patch->rva + 8 <= (uint64_t)plan->texts[text].rva + plan->texts[text].bytes;
+            uint8_t *place = image + patch->rva;
+            uint64_t mask = low_bytes(length), old, new, now = read_word(place, length, whole);
+            __builtin_memcpy(&new, patch->new, sizeof new);
+            bool moved = shift && patch->rel_offset != CS_PATCH_NO_REL;
+            if (moved && !add_to_displacement((uint8_t *)&new + patch->rel_offset, shift))
+                return "its trampolines are out of reach";
+            if (!pass) {
+                __builtin_memcpy(&old, patch->old, sizeof old);
+                if (!((now ^ old) & mask))
+                    continue;
+                /* Such patches are what others jump to: without one, nothing can be applied. */
+                if (function == CS_PATCH_ALWAYS)
+                    return "the program's text is not the file's";
+                refused[function / 8] |= (uint8_t)(1u << function % 8);
+                outcome->refused++;
+                continue;
+            }
+            if (function != CS_PATCH_ALWAYS && refused[function / 8] >> function % 8 & 1)
+                continue;
+            write_word(place, (now & ~mask) | (new & mask), length, whole);
+            outcome->applied++;
+        }
+    return NULL;
+}

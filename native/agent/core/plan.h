@@ -1,0 +1,38 @@
+/* A plan file in memory, checked before anything of it is used. */
+#ifndef CALLSCOPE_AGENT_PLAN_H
+#define CALLSCOPE_AGENT_PLAN_H
+
+#include "agent.h"
+
+struct cs_plan {
+    const struct cs_plan_header *header;
+    const struct cs_patch *patches;
+    const uint32_t *fixups;
+    const struct cs_text_range *texts;
+    const uint8_t *chosen; /* bit map of functions, or NULL for all */
+};
+
+/* How many patches were written and how many were refused. */
+struct cs_plan_outcome {
+    uint32_t applied, refused;
+};
+
+/* Check a plan of `bytes` bytes for an image of `span` bytes. NULL when it can be used, else the reason. */
+const char *cs_plan_open(struct cs_plan *plan, const uint8_t *file, uint64_t bytes, uint64_t span,
+                         const uint8_t *build_id, uint32_t build_id_bytes);
+
+/* Distinct pages that the chosen patches touch, for the choice between touching them and copying the whole text. */
+uint64_t cs_plan_pages(const struct cs_plan *plan);
+
+/* Move displacements of the region by -shift: it lies `shift` bytes from where it was planned. */
+bool cs_plan_shift(const struct cs_plan *plan, uint8_t *region, int64_t shift);
+
+/* Write the stub page of a region. */
+void cs_plan_write_stubs(uint8_t *region, uint32_t id_base, const uint64_t routines[CS_STUB_COUNT]);
+
+/* Check every patch against the writable image, then write the chosen ones. NULL, or the reason why none was written.
+ * `refused` is zeroed memory of a bit for every function. */
+const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t shift, uint8_t *refused,
+                          struct cs_plan_outcome *outcome);
+
+#endif

@@ -1,0 +1,169 @@
+/* Threads and processes as they show up: blocks are given at a thread's first event and taken back when the thread is
+ * found to have ended. Neither fork nor the end of a thread is hooked. */
+#include "agent.h"
+#include "memory.h"
+#include "system.h"
+
+/* Blocks looked at for an ended owner whenever a thread registers: keeps thread churn from growing the table. */
+#define REAP_CHECKS 8
+
+struct cs_block cs_no_block;
+
+__thread struct cs_thread cs_thread __attribute__((tls_model("initial-exec"))) = {.block = &cs_no_block};
+
+/* Takes the events of threads that may not record: muted ones, and a vfork child whose parent has no block yet. It is
+ * shared and nobody reads it; it is small, so that its users come back to the slow path soon. */
+static uint8_t discard[4096] __attribute__((aligned(8)));
+static struct cs_block discard_block;
+
+static void use_discard(void) {
+    discard_block.limit = (uint64_t)discard + sizeof discard;
+    discard_block.end = discard_block.limit - sizeof(struct cs_short_event);
+    discard_block.cursor = (uint64_t)discard;
+    cs_thread.block = &discard_block;
+}
+
+void cs_mute(void) {
+    if (!cs_thread.muted++)
+        cs_thread.kept = cs_thread.block;
+    use_discard();
+}
+
+void cs_unmute(void) {
+    if (!--cs_thread.muted)
+        cs_thread.block = cs_thread.kept;
+}
+
+void cs_process_enter(uint32_t cause, uint32_t parent) {
+    struct cs_process *process = cs_session.process;
+    uint32_t state = 0;
+    if (__atomic_load_n(&process->state, __ATOMIC_ACQUIRE) == 2)
+        return;
+    if (!__atomic_compare_exchange_n(&process->state, &state, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE)) {
+        while (__atomic_load_n(&process->state, __ATOMIC_ACQUIRE) != 2)
+            cs_system_yield();
+        return;
+    }
+    process->pid = cs_system_pid();
+    process->process = __atomic_add_fetch(&cs_session.events->next_process, 1, __ATOMIC_RELAXED);
+    process->first_block = cs_session.highest_block < cs_session.block_limit ? cs_session.highest_block : 0;
+    process->block_count = process->first_block;
+    cs_journal_process(cause, parent);
+    cs_session.last_process = process->process;
+    __atomic_store_n(&process->state, 2, __ATOMIC_RELEASE);
+}
+
+/* Settle what an ended thread left behind; its block is then free. */
+static void bury(struct cs_block *block) {
+    cs_events_close(block);
+    cs_journal_text(CS_JOURNAL_THREAD_END, block, 0, block->name);
+    cs_events_release_sink(block);
+    cs_depth_free(block->lanes);
+    memset(block, 0, sizeof *block);
+}
+
+/* With block_lock held: look at up to `checks` blocks in turn. */
+static void reap(uint32_t checks) {
+    struct cs_process *process = cs_session.process;
+    uint32_t count = process->block_count - process->first_block;
+    for (checks = checks < count ? checks : count; checks; checks--) {
+        if (process->next_check < process->first_block || process->next_check >= process->block_count)
+            process->next_check = process->first_block;
+        struct cs_block *block = &cs_session.blocks[process->next_check++];
+        if (block->used && cs_system_thread_gone(process->pid, block->tid))
+            bury(block);
+    }
+}
+
+void cs_threads_reap(uint32_t checks) {
+    cs_lock(&cs_session.process->block_lock);
+    reap(checks);
+    cs_unlock(&cs_session.process->block_lock);
+}
+
+/* With block_lock held. NULL when all are taken. */
+static struct cs_block *find_block(uint32_t tid) {
+    struct cs_process *process = cs_session.process;
+    struct cs_block *found = NULL;
+    for (uint32_t i = process->first_block; i < process->block_count; i++) {
+        struct cs_block *block = &cs_session.blocks[i];
+        if (block->used && block->tid == tid)
+            bury(block); /* of an ended thread, whose id was given again */
+        if (!block->used && !found)
+            found = block;
+    }
+    if (!found && process->block_count < cs_session.block_limit) {
+        found = &cs_session.blocks[process->block_count++];
+        if (cs_session.highest_block < process->block_count)
+            cs_session.highest_block = process->block_count;
+    }
+    return found;
+}
+
+struct cs_block *cs_thread_block(void) {
+    struct cs_thread *self = &cs_thread;
+    if (self->muted)
+        return NULL;
+    if (self->block->used)
+        return self->block;
+    cs_process_enter(CS_CAUSE_FORK, cs_session.last_process);
+    struct cs_process *process = cs_session.process;
+    if (cs_system_pid() != process->pid)
+        return NULL; /* a vfork child: its thread id would be taken for its parent's */
+    uint32_t tid = cs_system_tid();
+    cs_lock(&process->block_lock);
+    reap(REAP_CHECKS);
+    struct cs_block *block = find_block(tid);
+    if (block) {
+        block->tid = tid;
+        block->thread = __atomic_add_fetch(&cs_session.events->next_thread, 1, __ATOMIC_RELAXED);
+        block->lanes = self->lanes;
+        block->used = 1;
+    }
+    cs_unlock(&process->block_lock);
+    if (!block) {
+        cs_note(CS_NOTE_THREADS, "too many threads at a time: the events of some are lost");
+        return NULL;
+    }
+    cs_system_thread_name(block->name);
+    cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, block->name);
+    self->block = block;
+    return block;
+}
+
+/* Names are usually set just after a thread began. Readers take the last one. */
+static void follow_name(struct cs_block *block) {
+    char name[CS_THREAD_NAME_BYTES];
+    cs_system_thread_name(name);
+    if (cs_text_equal(name, block->name))
+        return;
+    memcpy(block->name, name, sizeof name);
+    cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, name);
+}
+
+void cs_refill(uint64_t sp) {
+    uint64_t signals = cs_system_block_signals();
+    struct cs_block *block = cs_thread_block();
+    if (!block) {
+        if (!cs_thread.muted)
+            __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
+        use_discard();
+    } else if (block->cursor >= block->end) {
+        if (block->chunk)
+            follow_name(block);
+        cs_events_advance(block, sp);
+    }
+    cs_system_restore_signals(signals);
+}
+
+void cs_new_epoch(uint32_t *slot, uint32_t bytes, uint32_t epoch) {
+    uint64_t signals = cs_system_block_signals();
+    if (bytes == sizeof(struct cs_entry_event)) {
+        slot[3] = CS_CONTROL_SKIP << 3 | CS_EVENT_CONTROL;
+        slot[2] = 0;
+    }
+    slot[1] = CS_CONTROL_EPOCH << 3 | CS_EVENT_CONTROL;
+    slot[0] = epoch;
+    cs_thread.block->epoch = epoch;
+    cs_system_restore_signals(signals);
+}

@@ -1,0 +1,280 @@
+/* The hot path: what trampolines call through the stub page of their region.
+ *
+ *   cs_entry           [return to trampoline][saved rcx][return address of the traced call]   ecx = function id
+ *   cs_exit, cs_tail   [return to trampoline][return address of the traced call]
+ *   ..._red            the same, but the trampoline moved the stack pointer 128 bytes further down first
+ *   ..._plain          without the clock
+ *   ..._deep           ask the depth filter first
+ *
+ * Every register and the status flags are kept (rcx of an entry is the trampoline's to restore). A slot is reserved by
+ * one unlocked xadd on the thread's own cursor: a signal handler on the same thread simply takes the next slots. The
+ * word that holds the kind is stored first. No locks, no system calls; the slow path makes room and the reservation is
+ * tried again, so nothing depends on what signal handlers did meanwhile. */
+
+    .intel_syntax noprefix
+    .text
+
+    .set BLOCK_END, 8
+    .set BLOCK_EPOCH, 16
+    .set RED_ZONE, 128
+    .set KIND_ENTRY, 1
+    .set KIND_EXIT, 2
+    .set KIND_TAIL, 3
+
+    .macro keep register
+    push \register
+    .cfi_adjust_cfa_offset 8
+    .cfi_rel_offset \register, 0
+    .endm
+
+    .macro restore register
+    pop \register
+    .cfi_adjust_cfa_offset -8
+    .cfi_restore \register
+    .endm
+
+    /* All status flags into rax, and back. */
+    .macro keep_flags
+    lahf
+    seto al
+    push rax
+    .cfi_adjust_cfa_offset 8
+    .endm
+
+    .macro restore_flags
+    pop rax
+    .cfi_adjust_cfa_offset -8
+    add al, 0x7f
+    sahf
+    .endm
+
+    .macro routine name
+    .p2align 6
+    .globl \name
+    .hidden \name
+    .type \name, @function
+\name:
+    .cfi_startproc
+    .endm
+
+    .macro end_routine name
+    .cfi_endproc
+    .size \name, . - \name
+    .endm
+
+    /* rbx = a slot of \bytes bytes, rax = the thread's block; to \slow when there is no room. */
+    .macro reserve bytes, slow
+    mov rbx, qword ptr [rip + cs_thread@gottpoff]
+    mov rax, fs:[rbx]
+    mov ebx, \bytes
+    xadd [rax], rbx
+    cmp rbx, [rax + BLOCK_END]
+    jae \slow
+    .endm
+
+    /* The rare ends of a routine, with rcx kept where \kept says it matters; both try again at 1. */
+    .macro rare sp_offset, bytes, clock
+8:  lea rax, [rsp + \sp_offset]
+    call cs_call_refill
+    jmp 1b
+    .if \clock
+9:  mov eax, \bytes
+    call cs_call_new_epoch
+    jmp 1b
+    .endif
+    .endm
+
+    .macro entry_routine name, clock, red
+    routine \name
+    keep rax
+    keep rdx
+    keep rbx
+    keep_flags
+    .set sp_offset, 32 + 8 + 8 + \red
+1:  reserve 16, 8f
+    lea edx, [rsp + sp_offset + KIND_ENTRY]
+    mov [rbx + 4], edx
+    mov [rbx + 8], ecx
+    mov edx, [rsp + sp_offset]
+    mov [rbx + 12], edx
+    .if \clock
+    mov ecx, [rax + BLOCK_EPOCH]
+    rdtsc
+    cmp edx, ecx
+    jne 9f
+    mov [rbx], eax
+    .endif
+    .cfi_remember_state
+    restore_flags
+    restore rbx
+    restore rdx
+    restore rax
+    ret
+    .cfi_restore_state
+    rare sp_offset, 16, \clock
+    end_routine \name
+    .endm
+
+    .macro exit_routine name, kind, clock, red
+    routine \name
+    keep rax
+    keep rbx
+    .if \clock
+    keep rdx
+    keep rcx
+    keep_flags
+    .set sp_offset, 40 + 8 + \red
+    .else
+    keep_flags
+    .set sp_offset, 24 + 8 + \red
+    .endif
+1:  reserve 8, 8f
+    .if \clock
+    lea edx, [rsp + sp_offset + \kind]
+    mov [rbx + 4], edx
+    mov ecx, [rax + BLOCK_EPOCH]
+    rdtsc
+    cmp edx, ecx
+    jne 9f
+    mov [rbx], eax
+    .else
+    lea eax, [rsp + sp_offset + \kind]
+    mov [rbx + 4], eax
+    .endif
+    .cfi_remember_state
+    restore_flags
+    .if \clock
+    restore rcx
+    restore rdx
+    .endif
+    restore rbx
+    restore rax
+    ret
+    .cfi_restore_state
+    rare sp_offset, 8, \clock
+    end_routine \name
+    .endm
+
+    entry_routine cs_entry, 1, 0
+    entry_routine cs_entry_red, 1, RED_ZONE
+    entry_routine cs_entry_plain, 0, 0
+    entry_routine cs_entry_plain_red, 0, RED_ZONE
+    exit_routine cs_exit, KIND_EXIT, 1, 0
+    exit_routine cs_tail, KIND_TAIL, 1, 0
+    exit_routine cs_tail_red, KIND_TAIL, 1, RED_ZONE
+    exit_routine cs_exit_plain, KIND_EXIT, 0, 0
+    exit_routine cs_tail_plain, KIND_TAIL, 0, 0
+    exit_routine cs_tail_plain_red, KIND_TAIL, 0, RED_ZONE
+
+    /* Keep what a C function may change besides rax, and align the stack, for code that may be entered anywhere. */
+    .macro enter_c
+    keep rcx
+    keep rdx
+    keep rsi
+    keep rdi
+    keep r8
+    keep r9
+    keep r10
+    keep r11
+    pushfq
+    .cfi_adjust_cfa_offset 8
+    keep rbp
+    mov rbp, rsp
+    .cfi_def_cfa_register rbp
+    and rsp, -16
+    cld
+    .endm
+
+    .macro leave_c
+    mov rsp, rbp
+    .cfi_def_cfa_register rsp
+    restore rbp
+    popfq
+    .cfi_adjust_cfa_offset -8
+    restore r11
+    restore r10
+    restore r9
+    restore r8
+    restore rdi
+    restore rsi
+    restore rdx
+    restore rcx
+    .endm
+
+    /* rax = stack pointer of the call. */
+    routine cs_call_refill
+    enter_c
+    mov rdi, rax
+    call cs_refill
+    leave_c
+    ret
+    end_routine cs_call_refill
+
+    /* rbx = the slot, eax = its bytes, edx = the new epoch. An entry's function id comes back into ecx. */
+    routine cs_call_new_epoch
+    mov ecx, [rbx + 8]
+    enter_c
+    mov rdi, rbx
+    mov esi, eax
+    call cs_new_epoch
+    leave_c
+    ret
+    end_routine cs_call_new_epoch
+
+    /* The depth filter in front of \then. The flags it must keep are put back by popfq. */
+    .macro deep_routine name, ask, offset, then
+    routine \name
+    keep rax
+    enter_c
+    lea rdi, [rbp + 88 + \offset]
+    call \ask
+    test al, al
+    .cfi_remember_state
+    jz 2f
+    leave_c
+    restore rax
+    jmp \then
+    .cfi_restore_state
+2:  leave_c
+    restore rax
+    ret
+    end_routine \name
+    .endm
+
+    deep_routine cs_entry_deep, cs_depth_enter, 16, cs_entry
+    deep_routine cs_entry_deep_red, cs_depth_enter, 16 + RED_ZONE, cs_entry_red
+    deep_routine cs_entry_plain_deep, cs_depth_enter, 16, cs_entry_plain
+    deep_routine cs_entry_plain_deep_red, cs_depth_enter, 16 + RED_ZONE, cs_entry_plain_red
+    deep_routine cs_exit_deep, cs_depth_leave, 8, cs_exit
+    deep_routine cs_tail_deep, cs_depth_leave, 8, cs_tail
+    deep_routine cs_tail_deep_red, cs_depth_leave, 8 + RED_ZONE, cs_tail_red
+    deep_routine cs_exit_plain_deep, cs_depth_leave, 8, cs_exit_plain
+    deep_routine cs_tail_plain_deep, cs_depth_leave, 8, cs_tail_plain
+    deep_routine cs_tail_plain_deep_red, cs_depth_leave, 8 + RED_ZONE, cs_tail_plain_red
+
+    /* In place of the loader's empty function for debuggers. */
+    routine cs_loader_changed
+    keep rax
+    enter_c
+    call cs_loader_update
+    leave_c
+    restore rax
+    ret
+    end_routine cs_loader_changed
+
+    /* The loader calls this as a module's DT_INIT function, with that function's arguments. */
+    routine cs_module_initialised
+    keep rdi
+    keep rsi
+    keep rdx
+    call cs_loader_module_ready
+    restore rdx
+    restore rsi
+    restore rdi
+    test rax, rax
+    jz 3f
+    jmp rax
+3:  ret
+    end_routine cs_module_initialised
+
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,55 @@
+/* What the Linux files of the agent share. */
+#ifndef CALLSCOPE_AGENT_LINUX_H
+#define CALLSCOPE_AGENT_LINUX_H
+
+#include "../core/modules.h"
+#include "image.h"
+
+/* What the agent was started with. */
+struct cs_launch {
+    const char *recorder;  /* path of the recorder's socket, or NULL */
+    uint64_t program_headers, program_header_count, vdso; /* from the auxiliary vector */
+};
+
+extern struct cs_launch cs_launch;
+
+/* ---- request.c */
+/* Ask the recorder about modules one by one; the answers come in the same order. */
+struct cs_asker {
+    int socket;
+    uint32_t unanswered;
+};
+bool cs_ask_begin(struct cs_asker *asker, uint32_t module_count);
+bool cs_ask(struct cs_asker *asker, const struct cs_module *module, const char *path);
+bool cs_ask_answer(struct cs_asker *asker, struct cs_reply *reply);
+void cs_ask_end(struct cs_asker *asker);
+
+/* ---- region.c */
+/* Map the plan a reply names and apply it to the module. NULL when that went well, else the reason why the module
+ * stays as it is. */
+const char *cs_region_apply(struct cs_module *module, const struct cs_image *image, const struct cs_reply *reply);
+void cs_region_release(struct cs_module *module);
+/* Memory of `bytes` bytes within reach (2 GB) of all of [low, high); NULL when there is none. */
+void *cs_map_near(uint64_t low, uint64_t high, uint64_t bytes, int protection);
+
+/* ---- frames.c */
+/* Tell unwinders and debuggers about the trampolines of a module, or of all modules. */
+void cs_frames_add(struct cs_module *module);
+void cs_frames_remove(struct cs_module *module);
+/* A module came: it may be an unwinder. `ready`: it is relocated, so its code may be called. */
+void cs_frames_look_at(const struct cs_module *module, bool ready);
+/* A module goes. */
+void cs_frames_forget(const struct cs_module *module);
+
+/* ---- loader.c */
+/* Look at the loader's lists for the first time, ask for plans, and have every later change reported. */
+void cs_loader_start(void);
+void cs_loader_update(void);
+/* Address of the DT_INIT function that cs_module_initialised (entry.S) stood in for. */
+uint64_t cs_loader_module_ready(void);
+
+extern const uint64_t cs_routines[4][CS_STUB_COUNT];
+void cs_loader_changed(void);
+void cs_module_initialised(void);
+
+#endif

@@ -1,0 +1,250 @@
+/* Following the loader: its lists of loaded images at start, and every change afterwards.
+ *
+ * The loader tells debuggers about changes by calling an empty function (r_debug.r_brk, <link.h>). A jump over it
+ * brings every change here, on whatever thread made it, before the constructors of a new library run and after the
+ * destructors of an old one. Nothing is interposed. */
+#include <link.h>
+
+#include "../core/memory.h"
+#include "../core/system.h"
+#include "linux.h"
+#include "syscall.h"
+
+#define BATCH 64u /* modules asked about at a time: their questions and answers fit a socket's buffers */
+#define STUB_PAGE 4096u
+
+/* Lists of further namespaces (dlmopen) follow when the version is 2 or more: glibc 2.35's struct r_debug_extended. */
+struct debug_list {
+    struct r_debug debug;
+    struct debug_list *next;
+};
+
+/* New modules of one look, with what is needed again once the recorder has answered. */
+struct newcomer {
+    struct cs_module *module;
+    struct link_map *map;
+    struct cs_image image;
+    bool asked;
+};
+
+static struct debug_list *lists;
+static uint64_t unloading_since; /* time of the loader's announcement that it will unload something, or 0 */
+static bool started;
+static struct newcomer newcomers[BATCH];
+
+extern Elf64_Dyn own_dynamic[] __asm__("_DYNAMIC") __attribute__((visibility("hidden")));
+
+/* The loader's lists, through the program's DT_DEBUG entry. */
+static struct debug_list *find_lists(void) {
+    const Elf64_Phdr *headers = (const Elf64_Phdr *)cs_launch.program_headers;
+    uint64_t bias = 0;
+    const Elf64_Dyn *dynamic = NULL;
+    for (uint64_t i = 0; i < cs_launch.program_header_count; i++)
+        if (headers[i].p_type == PT_PHDR)
+            bias = (uint64_t)headers - headers[i].p_vaddr;
+    for (uint64_t i = 0; i < cs_launch.program_header_count; i++)
+        if (headers[i].p_type == PT_DYNAMIC)
+            dynamic = (const Elf64_Dyn *)(bias + headers[i].p_vaddr);
+    for (; dynamic && dynamic->d_tag != DT_NULL; dynamic++)
+        if (dynamic->d_tag == DT_DEBUG)
+            return (struct debug_list *)dynamic->d_un.d_ptr;
+    return NULL;
+}
+
+static struct debug_list *next_list(const struct debug_list *list) {
+    return lists->debug.r_version >= 2 ? list->next : NULL;
+}
+
+static bool is_program(const struct link_map *map) {
+    return map == lists->debug.r_map;
+}
+
+/* The absolute path of a module's file, as the loader found it; in a buffer that the next call reuses. */
+static const char *module_path(const struct link_map *map) {
+    static char path[4096];
+    if (is_program(map))
+        return cs_session.path;
+    uint64_t at = 0;
+    if (map->l_name && map->l_name[0] && map->l_name[0] != '/') {
+        long bytes = cs_call3(SYS_getcwd, (long)path, sizeof path / 2, 0);
+        at = cs_failed(bytes) || path[0] != '/' ? 0 : (uint64_t)bytes - 1;
+        cs_text_append(path, sizeof path, &at, at > 1 ? "/" : "");
+    }
+    cs_text_append(path, sizeof path, &at, map->l_name ? map->l_name : "");
+    return path;
+}
+
+static bool wanted(const struct link_map *map) {
+    return map->l_ld != own_dynamic && (!map->l_addr || map->l_addr != cs_launch.vdso);
+}
+
+/* Enter a new module in the table; false when the table is full. */
+static bool describe(struct newcomer *newcomer, struct link_map *map) {
+    struct cs_module *module = cs_module_add();
+    if (!module)
+        return false;
+    struct cs_image *image = &newcomer->image;
+    bool known = is_program(map) ? cs_image_from_headers(image, map->l_addr,
+                                                         (const Elf64_Phdr *)cs_launch.program_headers,
+                                                         cs_launch.program_header_count)
+                                 : cs_image_from_base(image, map->l_addr);
+    if (!known)
+        *image = (struct cs_image){.bias = map->l_addr, .base = map->l_addr};
+    module->handle = map;
+    module->bias = map->l_addr;
+    module->dynamic = map->l_ld;
+    module->base = image->base;
+    module->span = image->span;
+    module->flags = is_program(map) ? CS_MODULE_MAIN : 0;
+    module->build_id_bytes = image->build_id_bytes;
+    memcpy(module->build_id, image->build_id, image->build_id_bytes);
+    module->seen = true;
+    newcomer->module = module;
+    newcomer->map = map;
+    /* The loader itself must stay as it is: it runs before thread-local storage does. */
+    newcomer->asked = known && image->base != lists->debug.r_ldbase;
+    return true;
+}
+
+static void settle(struct newcomer *newcomer, struct cs_asker *asker) {
+    static struct cs_reply reply;
+    struct cs_module *module = newcomer->module;
+    const char *path = module_path(newcomer->map), *reason = NULL;
+    if (newcomer->asked && asker->socket >= 0) {
+        if (!cs_ask_answer(asker, &reply)) {
+            cs_note(CS_NOTE_NO_RECORDER, "the recorder does not answer: modules are not traced");
+            cs_ask_end(asker);
+        } else if (reply.status == CS_REPLY_PLAN)
+            reason = cs_region_apply(module, &newcomer->image, &reply);
+    }
+    if (reason)
+        cs_note_module(CS_NOTE_NO_PLAN, reason, path);
+    cs_module_journal_load(module, path);
+    cs_frames_look_at(module, !started);
+    cs_frames_add(module);
+}
+
+static void settle_batch(uint32_t count) {
+    struct cs_asker asker = {.socket = -1};
+    uint32_t questions = 0;
+    for (uint32_t i = 0; i < count; i++)
+        questions += newcomers[i].asked;
+    if (questions && !cs_ask_begin(&asker, questions))
+        cs_note(CS_NOTE_NO_RECORDER, "the recorder cannot be reached: modules are not traced");
+    for (uint32_t i = 0; i < count; i++)
+        if (newcomers[i].asked && !cs_ask(&asker, newcomers[i].module, module_path(newcomers[i].map)))
+            cs_ask_end(&asker);
+    for (uint32_t i = 0; i < count; i++)
+        settle(&newcomers[i], &asker);
+    cs_ask_end(&asker);
+}
+
+static void remove_unseen(void) {
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        struct cs_module *module = &cs_modules[i];
+        if (!module->handle || module->seen)
+            continue;
+        cs_module_journal_unload(module, unloading_since ? unloading_since : cs_tsc());
+        cs_frames_remove(module);
+        cs_frames_forget(module);
+        cs_region_release(module);
+        module->handle = NULL;
+    }
+    unloading_since = 0;
+}
+
+/* Compare the loader's lists with the table. */
+static void look(void) {
+    for (uint32_t i = 0; i < cs_module_count; i++)
+        cs_modules[i].seen = false;
+    for (struct debug_list *list = lists; list; list = next_list(list))
+        for (struct link_map *map = list->debug.r_map; map; map = map->l_next) {
+            struct cs_module *module = cs_module_find(map, map->l_addr);
+            if (module && module->dynamic == map->l_ld)
+                module->seen = true;
+        }
+    remove_unseen();
+    uint32_t count = 0;
+    for (struct debug_list *list = lists; list; list = next_list(list))
+        for (struct link_map *map = list->debug.r_map; map; map = map->l_next) {
+            if (!wanted(map) || cs_module_find(map, map->l_addr) || !describe(&newcomers[count], map))
+                continue;
+            if (++count == BATCH) {
+                settle_batch(count);
+                count = 0;
+            }
+        }
+    settle_batch(count);
+}
+
+void cs_loader_update(void) {
+    if (!started || cs_thread.muted) /* muted: the agent's own call out brought us here */
+        return;
+    uint64_t signals = cs_system_block_signals();
+    /* A vfork child shares everything with its parent, but not its number; it has no business with the loader. */
+    cs_process_enter(CS_CAUSE_FORK, cs_session.last_process);
+    cs_lock(&cs_session.process->module_lock);
+    bool consistent = true;
+    for (struct debug_list *list = lists; list; list = next_list(list)) {
+        if (list->debug.r_state == RT_DELETE && !unloading_since)
+            unloading_since = cs_tsc();
+        consistent &= list->debug.r_state == RT_CONSISTENT;
+    }
+    if (consistent)
+        look();
+    cs_unlock(&cs_session.process->module_lock);
+    cs_system_restore_signals(signals);
+}
+
+/* Whether five bytes of an empty function may be overwritten: endbr64 and ret, or ret and padding up to the next. */
+static bool is_empty_function(const uint8_t *code) {
+    static const uint8_t marked[] = {0xf3, 0x0f, 0x1e, 0xfa, 0xc3};
+    static const char *const paddings[] = {"\x66\x66\x2e\x0f", "\x66\x2e\x0f\x1f", "\x66\x66\x66\x2e", "\x0f\x1f\x44",
+                                           "\x0f\x1f\x80", "\x0f\x1f\x84", "\x0f\x1f\x40", "\x66\x0f\x1f\x44",
+                                           "\x90\x90\x90\x90", "\xcc\xcc\xcc\xcc"};
+    if (!memcmp(code, marked, sizeof marked))
+        return true;
+    for (uint64_t i = 0; code[0] == 0xc3 && i < sizeof paddings / sizeof *paddings; i++)
+        if (!memcmp(code + 1, paddings[i], cs_text_length(paddings[i])))
+            return true;
+    return false;
+}
+
+/* Lead the loader's empty function here through a jump within its reach. */
+static bool hook(void) {
+    uint8_t *code = (uint8_t *)lists->debug.r_brk;
+    if (!code || !is_empty_function(code))
+        return false;
+    uint64_t page = (uint64_t)code & ~4095ull, bytes = (((uint64_t)code + 5 + 4095) & ~4095ull) - page;
+    uint8_t *stub = cs_map_near(page, page + bytes, STUB_PAGE, PROT_READ | PROT_WRITE);
+    if (!stub)
+        return false;
+    uint8_t jump[14] = {0xff, 0x25}; /* jmp [rip], then the address */
+    uint64_t target = (uint64_t)cs_loader_changed;
+    memcpy(jump + 6, &target, sizeof target);
+    memcpy(stub, jump, sizeof jump);
+    int32_t displacement = (int32_t)(stub - (code + 5));
+    if (cs_failed(cs_call3(SYS_mprotect, (long)stub, STUB_PAGE, PROT_READ | PROT_EXEC)) ||
+        cs_failed(cs_call3(SYS_mprotect, (long)page, (long)bytes, PROT_READ | PROT_WRITE | PROT_EXEC))) {
+        cs_unmap(stub, STUB_PAGE);
+        return false;
+    }
+    memcpy(code + 1, &displacement, sizeof displacement);
+    code[0] = 0xe9;
+    cs_call3(SYS_mprotect, (long)page, (long)bytes, PROT_READ | PROT_EXEC);
+    return true;
+}
+
+void cs_loader_start(void) {
+    uint64_t signals = cs_system_block_signals();
+    lists = find_lists();
+    if (lists) {
+        cs_lock(&cs_session.process->module_lock);
+        look();
+        cs_unlock(&cs_session.process->module_lock);
+        started = hook();
+    }
+    if (!started)
+        cs_note(CS_NOTE_NO_LOADER_HOOK, "modules loaded later stay unknown: the loader cannot be watched");
+    cs_system_restore_signals(signals);
+}

@@ -1,0 +1,204 @@
+/* Putting a plan into the process: mapping its trampolines within reach of the image, and writing its patches. */
+#include "../core/memory.h"
+#include "../core/plan.h"
+#include "../core/system.h"
+#include "linux.h"
+#include "syscall.h"
+
+#define PAGE 4096ull
+#define REACH 0x7fff0000ull /* of a 32-bit displacement, less a margin */
+#define STEP 0x1000000ull   /* between places that are tried */
+
+/* A file of the session's cache in memory. */
+struct mapping {
+    uint8_t *data;
+    uint64_t bytes;
+    int descriptor;
+};
+
+static bool map_file(struct mapping *mapping, const char *path) {
+    mapping->descriptor = cs_open(path, O_RDONLY);
+    if (mapping->descriptor < 0)
+        return false;
+    mapping->bytes = cs_file_bytes(mapping->descriptor);
+    mapping->data = mapping->bytes ? cs_map(0, mapping->bytes, PROT_READ, MAP_PRIVATE, mapping->descriptor, 0) : NULL;
+    if (!mapping->data)
+        cs_close(mapping->descriptor);
+    return mapping->data;
+}
+
+static void unmap_file(struct mapping *mapping) {
+    if (!mapping->data)
+        return;
+    cs_unmap(mapping->data, mapping->bytes);
+    cs_close(mapping->descriptor);
+    mapping->data = NULL;
+}
+
+/* Map at exactly `address`, never over something else; a file when it has a descriptor. */
+static uint8_t *map_at(uint64_t address, uint64_t bytes, const struct mapping *file, uint64_t offset) {
+    int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | (file ? 0 : MAP_ANONYMOUS);
+    uint8_t *place = cs_map((void *)address, bytes, PROT_READ | PROT_WRITE, flags, file ? file->descriptor : -1, offset);
+    if (place && (uint64_t)place != address) {
+        cs_unmap(place, bytes); /* a kernel before 4.17 */
+        return NULL;
+    }
+    return place;
+}
+
+/* Places within reach of [low, high), nearest first below and farthest first above: the heap grows from below. */
+static uint8_t *map_within_reach(uint64_t low, uint64_t high, uint64_t bytes, const struct mapping *file,
+                                 uint64_t offset) {
+    if (high - low + bytes > REACH)
+        return NULL;
+    uint64_t lowest = high > REACH + 0x10000 ? high - REACH : 0x10000, highest = low + REACH - bytes;
+    for (uint64_t at = low; at >= lowest + bytes + STEP;) {
+        at -= STEP;
+        uint8_t *place = map_at((at - bytes) & ~(PAGE - 1), bytes, file, offset);
+        if (place)
+            return place;
+    }
+    for (uint64_t at = highest; at > high + STEP; at -= STEP) {
+        uint8_t *place = map_at(at & ~(PAGE - 1), bytes, file, offset);
+        if (place)
+            return place;
+    }
+    return NULL;
+}
+
+void *cs_map_near(uint64_t low, uint64_t high, uint64_t bytes, int protection) {
+    uint8_t *place = map_within_reach(low, high, bytes, NULL, 0);
+    if (place && protection != (PROT_READ | PROT_WRITE))
+        cs_call3(SYS_mprotect, (long)place, (long)bytes, protection);
+    return place;
+}
+
+/* The region at its planned place or another, writable; NULL when there is none within reach. */
+static uint8_t *map_region(const struct cs_plan *plan, const struct cs_image *image, const struct mapping *file) {
+    const struct cs_plan_header *header = plan->header;
+    uint64_t planned = image->base + (uint64_t)header->delta;
+    uint8_t *region = map_at(planned, header->region_bytes, file, header->region_offset);
+    if (!region)
+        region = map_within_reach(image->base, image->base + image->span, header->region_bytes, file,
+                                  header->region_offset);
+    return region;
+}
+
+static bool make_executable(uint8_t *region, const struct cs_plan_header *header) {
+    return !cs_failed(cs_call3(SYS_mprotect, (long)region, (long)header->code_bytes, PROT_READ | PROT_EXEC));
+}
+
+/* Make the code of a region executable. From a file system mounted noexec that is refused: then use a copy. */
+static bool seal_region(uint8_t *region, const struct cs_plan_header *header) {
+    if (make_executable(region, header))
+        return true;
+    uint64_t bytes = header->region_bytes;
+    uint8_t *copy = cs_system_memory(bytes);
+    if (!copy)
+        return false;
+    memcpy(copy, region, bytes);
+    long moved = cs_call6(SYS_mremap, (long)copy, (long)bytes, (long)bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                          (long)region, 0);
+    if (cs_failed(moved))
+        cs_system_release(copy, bytes);
+    return !cs_failed(moved) && make_executable(region, header);
+}
+
+/* Set the protection of all text ranges, `extra` added to what the image asks for. */
+static bool protect_text(const struct cs_plan *plan, const struct cs_image *image, int extra) {
+    bool done = true;
+    for (uint32_t i = 0; i < plan->header->text_count; i++) {
+        const struct cs_text_range *range = &plan->texts[i];
+        int protection = cs_image_protection(image, range->rva, range->bytes);
+        if (protection < 0 || !(protection & PROT_EXEC) ||
+            cs_failed(cs_call3(SYS_mprotect, (long)(image->base + range->rva), range->bytes, protection | extra)))
+            done = false;
+    }
+    return done;
+}
+
+static const char *write_patches(const struct cs_plan *plan, const struct cs_image *image, int64_t shift,
+                                 struct cs_plan_outcome *outcome) {
+    const struct cs_plan_header *header = plan->header;
+    uint64_t bitmap = header->function_count / 8 + 1, pages = 0;
+    uint8_t *refused = cs_system_memory(bitmap);
+    if (!refused)
+        return "no memory";
+    const char *reason = "its text cannot be made writable";
+    if (protect_text(plan, image, PROT_WRITE)) {
+        for (uint32_t i = 0; i < header->text_count; i++)
+            pages += plan->texts[i].bytes / PAGE;
+        /* A fault a page costs more than copying all of the text at once, unless few pages change. */
+        if (cs_plan_pages(plan) > pages / 3)
+            for (uint32_t i = 0; i < header->text_count; i++)
+                cs_call3(SYS_madvise, (long)(image->base + plan->texts[i].rva), plan->texts[i].bytes,
+                         MADV_POPULATE_WRITE);
+        reason = cs_plan_apply(plan, (uint8_t *)image->base, shift, refused, outcome);
+    }
+    protect_text(plan, image, 0);
+    cs_system_release(refused, bitmap);
+    return reason;
+}
+
+static const uint64_t *routines(void) {
+    return cs_routines[(cs_session.features & CS_FEATURE_NO_CLOCK ? 1 : 0) + (cs_session.max_depth ? 2 : 0)];
+}
+
+static const char *apply(struct cs_module *module, const struct cs_image *image, const struct cs_plan *plan,
+                         const struct cs_reply *reply, const struct mapping *file) {
+    const struct cs_plan_header *header = plan->header;
+    uint8_t *region = map_region(plan, image, file);
+    if (!region)
+        return "no room for its trampolines within 2 GB";
+    int64_t shift = (int64_t)((uint64_t)region - image->base) - header->delta;
+    struct cs_plan_outcome outcome;
+    cs_plan_write_stubs(region, reply->id_base, routines());
+    const char *reason = NULL;
+    if (!cs_plan_shift(plan, region, shift) || !seal_region(region, header))
+        reason = "its trampolines cannot be made executable";
+    else
+        reason = write_patches(plan, image, shift, &outcome);
+    if (reason) {
+        cs_unmap(region, header->region_bytes);
+        return reason;
+    }
+    module->flags |= CS_MODULE_TRACED;
+    module->id_base = reply->id_base;
+    module->function_count = header->function_count;
+    module->patch_count = outcome.applied;
+    module->patch_refused = outcome.refused;
+    module->region = region;
+    module->region_bytes = header->region_bytes;
+    module->frames = header->frames;
+    module->frames_bytes = header->frames_bytes;
+    module->debug.symfile = header->symfile_bytes ? region + header->symfile : NULL;
+    module->debug.symfile_bytes = header->symfile_bytes;
+    return NULL;
+}
+
+const char *cs_region_apply(struct cs_module *module, const struct cs_image *image, const struct cs_reply *reply) {
+    struct mapping file = {0}, chosen = {0};
+    struct cs_plan plan = {0};
+    if (!map_file(&file, reply->plan))
+        return "its plan cannot be read";
+    const char *reason =
+        cs_plan_open(&plan, file.data, file.bytes, image->span, image->build_id, image->build_id_bytes);
+    if (!reason && !reply->id_base)
+        reason = "bad answer of the recorder";
+    if (!reason && reply->chosen[0]) {
+        if (!map_file(&chosen, reply->chosen) || chosen.bytes < (plan.header->function_count + 7ull) / 8)
+            reason = "its list of functions cannot be read";
+        plan.chosen = chosen.data;
+    }
+    if (!reason)
+        reason = apply(module, image, &plan, reply, &file);
+    unmap_file(&file);
+    unmap_file(&chosen);
+    return reason;
+}
+
+void cs_region_release(struct cs_module *module) {
+    if (module->region)
+        cs_unmap(module->region, module->region_bytes);
+    module->region = NULL;
+}

@@ -1,0 +1,228 @@
+/* The start and the end: the constructor runs before every other library's, so before the program has a chance to change
+ * anything and before the C library is ready; all it uses is what the kernel put on the stack. */
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+#include "../core/memory.h"
+#include "../core/system.h"
+#include "linux.h"
+#include "syscall.h"
+
+#define THREAD_LIMIT 8191u /* at a time */
+#define SMALLEST_MAPPING 0x4000000ull
+
+struct cs_launch cs_launch;
+
+#define ROUTINE(name) void name(void)
+ROUTINE(cs_entry);
+ROUTINE(cs_entry_red);
+ROUTINE(cs_entry_plain);
+ROUTINE(cs_entry_plain_red);
+ROUTINE(cs_exit);
+ROUTINE(cs_exit_plain);
+ROUTINE(cs_tail);
+ROUTINE(cs_tail_red);
+ROUTINE(cs_tail_plain);
+ROUTINE(cs_tail_plain_red);
+ROUTINE(cs_entry_deep);
+ROUTINE(cs_entry_deep_red);
+ROUTINE(cs_entry_plain_deep);
+ROUTINE(cs_entry_plain_deep_red);
+ROUTINE(cs_exit_deep);
+ROUTINE(cs_exit_plain_deep);
+ROUTINE(cs_tail_deep);
+ROUTINE(cs_tail_deep_red);
+ROUTINE(cs_tail_plain_deep);
+ROUTINE(cs_tail_plain_deep_red);
+
+#define ROUTINES(suffix)                                                                                               \
+    {                                                                                                                  \
+        [CS_STUB_ENTRY] = (uint64_t)cs_entry##suffix, [CS_STUB_EXIT] = (uint64_t)cs_exit##suffix,                      \
+        [CS_STUB_TAIL] = (uint64_t)cs_tail##suffix, [CS_STUB_ENTRY_RED_ZONE] = (uint64_t)cs_entry##suffix##_red,       \
+        [CS_STUB_TAIL_RED_ZONE] = (uint64_t)cs_tail##suffix##_red                                                      \
+    }
+
+/* By feature: bit 0 without the clock, bit 1 with the depth filter. */
+const uint64_t cs_routines[4][CS_STUB_COUNT] = {ROUTINES(), ROUTINES(_plain), ROUTINES(_deep), ROUTINES(_plain_deep)};
+
+static const char *variable(char **environment, const char *name) {
+    for (; *environment; environment++) {
+        const char *value = cs_text_after(*environment, name);
+        if (value && *value == '=')
+            return value + 1;
+    }
+    return NULL;
+}
+
+static void read_auxiliary_vector(char **environment) {
+    while (*environment)
+        environment++;
+    for (const Elf64_auxv_t *entry = (const Elf64_auxv_t *)(environment + 1); entry->a_type != AT_NULL; entry++) {
+        if (entry->a_type == AT_PHDR)
+            cs_launch.program_headers = entry->a_un.a_val;
+        else if (entry->a_type == AT_PHNUM)
+            cs_launch.program_header_count = entry->a_un.a_val;
+        else if (entry->a_type == AT_SYSINFO_EHDR)
+            cs_launch.vdso = entry->a_un.a_val;
+    }
+}
+
+/* Drop the entries of a LD_PRELOAD list that end in `name`; the rest moves up. */
+static void drop_entries(char *list, const char *name) {
+    char *out = list;
+    uint64_t name_bytes = cs_text_length(name);
+    for (const char *entry = list; *entry;) {
+        uint64_t bytes = 0;
+        while (entry[bytes] && entry[bytes] != ':' && entry[bytes] != ' ')
+            bytes++;
+        bool ours = bytes >= name_bytes && !memcmp(entry + bytes - name_bytes, name, name_bytes);
+        if (bytes && !ours) {
+            if (out > list)
+                *out++ = ':';
+            memmove(out, entry, bytes);
+            out += bytes;
+        }
+        entry += bytes + (entry[bytes] != 0);
+    }
+    *out = 0;
+}
+
+/* Children are to be left alone: take what starts us from the environment they inherit, in place. */
+static void forget_environment(char **environment) {
+    char **out = environment;
+    for (; *environment; environment++) {
+        char *list = (char *)cs_text_after(*environment, "LD_PRELOAD=");
+        if (list)
+            drop_entries(list, "/libcallscope-agent.so");
+        if ((list && !*list) || cs_text_after(*environment, "CALLSCOPE_"))
+            continue;
+        *out++ = *environment;
+    }
+    while (out < environment)
+        *out++ = NULL;
+}
+
+static void describe_program(int argument_count, char **arguments) {
+    struct cs_session *session = &cs_session;
+    long bytes = cs_call3(SYS_readlink, (long)"/proc/self/exe", (long)session->path, sizeof session->path - 1);
+    if (cs_failed(bytes)) {
+        uint64_t at = 0;
+        cs_text_append(session->path, sizeof session->path, &at, argument_count ? arguments[0] : "");
+        bytes = (long)at;
+    }
+    session->path_bytes = (uint32_t)bytes;
+    uint64_t at = 0;
+    for (int i = 0; i < argument_count && at + 2 < sizeof session->command; i++, at++)
+        cs_text_append(session->command, sizeof session->command - 1, &at, arguments[i]);
+    session->command_bytes = (uint32_t)at;
+}
+
+/* Map a file of the session shared, closed to reading and writing. Less than the whole file when the program's address
+ * space is limited: most of that is the program's. */
+static uint8_t *map_session_file(const char *directory, const char *name, uint64_t *bytes) {
+    char path[4096];
+    uint64_t at = 0;
+    if (!cs_text_append(path, sizeof path, &at, directory) || !cs_text_append(path, sizeof path, &at, name))
+        return NULL;
+    int descriptor = cs_open(path, O_RDWR);
+    if (descriptor < 0)
+        return NULL;
+    uint64_t size = cs_file_bytes(descriptor) & ~4095ull, share = size;
+    struct rlimit64 limit;
+    if (!cs_failed(cs_call4(SYS_prlimit64, 0, RLIMIT_AS, 0, (long)&limit)) && limit.rlim_cur != RLIM64_INFINITY)
+        share = limit.rlim_cur / 8 & ~(SMALLEST_MAPPING - 1);
+    if (share > size)
+        share = size;
+    uint8_t *base = NULL;
+    for (; share && !base; share = base || share <= SMALLEST_MAPPING ? share : share / 2) {
+        base = cs_map(0, share, PROT_NONE, MAP_SHARED | MAP_NORESERVE, descriptor, 0);
+        if (base || share <= SMALLEST_MAPPING)
+            break;
+    }
+    cs_close(descriptor);
+    if (base)
+        cs_call3(SYS_madvise, (long)base, (long)share, MADV_DONTDUMP);
+    *bytes = share;
+    return base;
+}
+
+/* The pages that a child of fork gets zeroed: the process's facts, then the blocks of threads. */
+static bool prepare_blocks(void) {
+    uint64_t bytes = (THREAD_LIMIT + 1ull) * sizeof(struct cs_block);
+    uint8_t *memory = cs_system_memory(bytes);
+    if (!memory || cs_failed(cs_call3(SYS_madvise, (long)memory, (long)bytes, MADV_WIPEONFORK)))
+        return false;
+    _Static_assert(sizeof(struct cs_process) <= sizeof(struct cs_block), "the facts take the first block's place");
+    cs_session.process = (struct cs_process *)memory;
+    cs_session.blocks = (struct cs_block *)memory + 1;
+    cs_session.block_limit = THREAD_LIMIT;
+    return true;
+}
+
+static uint64_t namespace_id(void) {
+    struct stat status;
+    return cs_failed(cs_call4(SYS_newfstatat, AT_FDCWD, (long)"/proc/self/ns/pid", (long)&status, 0)) ? 0
+                                                                                                     : status.st_ino;
+}
+
+/* What this process was before: the image that called exec, or a child of a process of the session. */
+static void enter_process(void) {
+    uint32_t pid = cs_system_pid();
+    uint32_t before = cs_journal_find(pid, 0);
+    if (before)
+        before = cs_journal_find(pid, cs_system_birth_ns());
+    if (before && cs_session.features & CS_FEATURE_KEEP_LAST)
+        cs_events_abandon(before);
+    cs_process_enter(before ? CS_CAUSE_EXEC : CS_CAUSE_LAUNCH,
+                     before ? before : cs_journal_find(cs_system_parent_pid(), 0));
+}
+
+static void begin(const char *directory, int argument_count, char **arguments) {
+    uint64_t events_bytes, journal_bytes;
+    uint8_t *events = map_session_file(directory, "/events", &events_bytes);
+    uint8_t *journal = events ? map_session_file(directory, "/journal", &journal_bytes) : NULL;
+    if (!events || !journal || !prepare_blocks() ||
+        !cs_session_open(events, events_bytes, journal, journal_bytes)) {
+        if (events)
+            cs_unmap(events, events_bytes);
+        if (journal)
+            cs_unmap(journal, journal_bytes);
+        cs_session.events = NULL;
+        return;
+    }
+    describe_program(argument_count, arguments);
+    cs_session.namespace_id = namespace_id();
+    enter_process();
+    if (cs_session.chunks_mapped < cs_session.chunk_limit)
+        cs_note(CS_NOTE_ADDRESS_SPACE, "the address space is limited: the events file is used in part");
+    cs_loader_start();
+}
+
+/* glibc gives constructors main's arguments; where that is not so, nothing is done. */
+__attribute__((constructor)) static void start(int argument_count, char **arguments, char **environment) {
+    if (argument_count < 0 || argument_count > 0x1000000 || (uint64_t)arguments % 8 ||
+        environment != arguments + argument_count + 1)
+        return;
+    const char *directory = variable(environment, "CALLSCOPE_SESSION");
+    const char *follow = variable(environment, "CALLSCOPE_FOLLOW");
+    if (!directory || directory[0] != '/')
+        return;
+    cs_launch.recorder = variable(environment, "CALLSCOPE_RECORDER");
+    read_auxiliary_vector(environment);
+    begin(directory, argument_count, arguments);
+    if (follow && cs_text_equal(follow, "0"))
+        forget_environment(environment);
+}
+
+__attribute__((destructor)) static void stop(void) {
+    if (!cs_session.events || cs_session.process->state != 2 || cs_session.process->pid != cs_system_pid())
+        return;
+    uint64_t signals = cs_system_block_signals();
+    cs_threads_reap(THREAD_LIMIT);
+    if (cs_thread.block->used)
+        cs_events_settle(cs_thread.block);
+    cs_journal_write(CS_JOURNAL_PROCESS_END, cs_tsc(), cs_thread.block->used ? cs_thread.block : NULL, NULL, 0);
+    cs_journal_forget(cs_session.process->pid);
+    cs_system_restore_signals(signals);
+}
