@@ -1,7 +1,7 @@
 """Decoding of machine code for planning: one byte says what kind of instruction an opcode is.
 
-iced-x86 decodes; asking an instruction for its flow control and operands costs more than decoding it, so the kind is looked
-up from the opcode's number in a table made once.
+iced-x86 decodes; asking an instruction for its flow control and operands costs more than decoding it, so the kind is
+looked up from the opcode's number in a table made once.
 """
 
 from __future__ import annotations

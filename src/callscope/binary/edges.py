@@ -29,10 +29,11 @@ class Edges:
     """What a scan of functions found. All arrays are of relative addresses, uint32, unless said otherwise.
 
     `branch_sources`, `branch_targets`, `branch_conditional` (bool): every direct jump, in parallel; sources are the
-    addresses of the instructions. `call_targets`: of direct calls, unique. `code_references`: code addresses computed or
-    loaded by instructions, unique. `tables`: (function index, address) pairs, shape (n, 2), int64: data addresses
-    computed in each function, among them jump tables. `indirect`: indices of functions with an indirect jump. `undecodable`: indices of functions holding bytes that are no
-    instructions. `open_ended`: indices of functions whose last instruction lets control run on behind them.
+    addresses of the instructions. `call_targets`: of direct calls, unique. `code_references`: code addresses computed
+    or loaded by instructions, unique. `tables`: (function index, address) pairs, shape (n, 2), int64: data addresses
+    computed in each function, among them jump tables. `indirect`: indices of functions with an indirect jump.
+    `undecodable`: indices of functions holding bytes that are no instructions. `open_ended`: indices of functions
+    whose last instruction lets control run on behind them.
     """
 
     branch_sources: NDArray[np.uint32]
@@ -132,7 +133,8 @@ def table_targets(image: Image, tables: NDArray[np.int64], low: int, high: int) 
     """Code addresses held by position-independent jump tables: 32-bit offsets relative to the table's start.
 
     `tables`: addresses, int64, in any order. A table's end is not marked anywhere: entries are taken until one does not
-    point into the code or another table begins, so this may name too many addresses, never too few. Returns unique addresses.
+    point into the code or another table begins, so this may name too many addresses, never too few. Returns unique
+    addresses.
     """
     found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     starts = np.unique(tables)

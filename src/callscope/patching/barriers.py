@@ -92,8 +92,8 @@ def find_parts(
     """Which functions are cold parts of another, and of which: (bool array, owner indices uint32).
 
     A part either begins with a stack frame already made (its first call frame rule says so, or its symbol does), or is
-    reached only by jumps from one other function, one of them conditional, or only by running on from the one before it:
-    nothing calls it and no pointer to it is known.
+    reached only by jumps from one other function, one of them conditional, or only by running on from the one before
+    it: nothing calls it and no pointer to it is known.
     """
     count = len(functions.rva)
     starts = functions.rva.astype(np.int64)
@@ -111,12 +111,12 @@ def find_parts(
     single[target] = source
     mixed[target[single[target] != source]] = True
     some_conditional[target[conditional]] = True
-    alone = (single >= 0) & ~mixed & some_conditional & ~known & ~functions.from_symbol
+    alone = (single >= 0) & ~mixed & some_conditional & ~known & ~functions.named
     before = edges.open_ended[edges.open_ended + 1 < count]
     before = before[ends[before] == starts[before + 1]]
     run_into = np.zeros(count, np.bool_)
     run_into[before + 1] = True
-    run_into &= ~known & ~functions.from_symbol
+    run_into &= ~known & ~functions.named
     single[run_into] = np.flatnonzero(run_into) - 1
     parts = (functions.cold | alone | run_into) & ~functions.signal_frame
     # A part entered in its middle only is owned by whoever jumps into it.
@@ -147,8 +147,8 @@ def _switches(
 ) -> tuple[NDArray[np.int64], frozenset[int]]:
     """Addresses that may be jump tables, int64, and the functions that surely have one.
 
-    Data computed in a function with an indirect jump (or in a part of it) may be a table when an early entry leads into the
-    code; it surely is when that entry leads back into the function.
+    Data computed in a function with an indirect jump (or in a part of it) may be a table when an early entry leads
+    into the code; it surely is when that entry leads back into the function.
     """
     jumping = np.isin(owners[edges.tables[:, 0]], owners[edges.indirect])
     tables: list[int] = []

@@ -55,9 +55,12 @@ def cache_directory() -> Path:
 
 
 def load_or_plan(
-    path: str | Path, jobs: int | None = None, progress: Callable[[int, int], None] | None = None
+    path: str | Path,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    fresh: bool = False,
 ) -> PlanFiles:
-    """The plan of an image, from the cache or made now with up to `jobs` processes.
+    """The plan of an image, from the cache (unless `fresh`) or made now with up to `jobs` processes.
 
     `progress` is as for `plan_image`. Raises ImageError or PlanError, saying why there is no plan.
     """
@@ -67,7 +70,8 @@ def load_or_plan(
     key = f"{build_id.hex() or _hash(path)}-v{PLANNER_VERSION}"
     directory = _directory()
     files = {suffix: directory / f"{key}.{suffix}" for suffix in ("plan", "functions", "json")}
-    count = _function_count(files["functions"]) if all(file.is_file() for file in files.values()) else None
+    kept = not fresh and all(file.is_file() for file in files.values())
+    count = _function_count(files["functions"]) if kept else None
     cached = count is not None
     if count is None:
         from callscope.patching.planfile import functions_bytes, plan_bytes

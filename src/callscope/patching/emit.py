@@ -37,7 +37,7 @@ _ALIGNMENT = 8
 _CACHE_LINE = 64
 
 
-class CannotMove(Exception):
+class CannotMoveError(Exception):
     """An instruction that has no equivalent elsewhere; the text is the reason."""
 
 
@@ -77,12 +77,12 @@ class Emitter:
         self.out = CodeBuffer()
 
     def run(self, run: Run) -> Piece:
-        """Emit the trampoline of a run. Raises CannotMove, leaving nothing behind."""
+        """Emit the trampoline of a run. Raises CannotMoveError, leaving nothing behind."""
         out = self.out
         mark = (len(out.code), len(out.to_image), len(out.to_stub), len(out.to_label))
         try:
             return self._run(run)
-        except CannotMove:
+        except CannotMoveError:
             del out.code[mark[0] :], out.to_image[mark[1] :], out.to_stub[mark[2] :], out.to_label[mark[3] :]
             raise
 
@@ -137,7 +137,7 @@ class Emitter:
 
     def _move(self, instruction: Instruction, raw: bytes, decoder: Decoder) -> bool:
         """Emit one instruction; True when nothing follows it."""
-        out, code = self.out, self.out.code
+        code = self.out.code
         kind = dis.KINDS[instruction.code]
         if kind in dis.FALLS_THROUGH or kind == dis.STOP:
             if instruction.is_ip_rel_memory_operand:
@@ -186,13 +186,13 @@ class Emitter:
             self._indirect_call(instruction, raw)
             self._push(-8)
             return True
-        raise CannotMove(f"holds {raw.hex()}, which cannot be moved")
+        raise CannotMoveError(f"holds {raw.hex()}, which cannot be moved")
 
     def _indirect_call(self, instruction: Instruction, raw: bytes) -> None:
         out, code = self.out, self.out.code
         on_stack = Register.RSP in (instruction.memory_base, instruction.op0_register)
         if instruction.op0_register != Register.NONE and on_stack:
-            raise CannotMove("calls through the stack pointer")
+            raise CannotMoveError("calls through the stack pointer")
         jump = instruction.copy()
         jump.code = Code.JMP_RM64
         if on_stack:
@@ -209,7 +209,7 @@ class Emitter:
         try:
             encoder.encode(jump, 0)
         except ValueError as error:
-            raise CannotMove(f"holds {raw.hex()}, which cannot be moved") from error
+            raise CannotMoveError(f"holds {raw.hex()}, which cannot be moved") from error
         code += encoder.take_buffer()
 
     def _copy_relative(self, instruction: Instruction, raw: bytes, decoder: Decoder) -> None:
@@ -263,7 +263,9 @@ class Emitter:
             self._stub(STUB_TAIL)
 
     def _stub(self, stub: int) -> None:
-        """Call a slot of the stub page. Its first two bytes lie in one cache line, so that they can be rewritten at once."""
+        """Call a slot of the stub page. Its first two bytes lie in one cache line, so that they can be rewritten at
+        once.
+        """
         out = self.out
         if len(out.code) % _CACHE_LINE == _CACHE_LINE - 1:
             out.code += _NOP

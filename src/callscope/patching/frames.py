@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callscope import format as fmt
-from callscope.binary.cfi import CFA_RBP, CFA_REGISTER, CFA_RSP, SAVED_SAME, SAVED_UNKNOWN, FrameTable
+from callscope.binary.cfi import CFA_RBP, CFA_REGISTER, CFA_RSP, ROW, SAVED_SAME, SAVED_UNKNOWN, FrameTable
 
 RSP = 7
 RBP = 6
@@ -21,8 +21,8 @@ SAVED_REGISTERS = (3, 6, 12, 13, 14, 15)
 class FrameState:
     """Where the frame is at one instruction.
 
-    The canonical frame address is `register` (DWARF number) + `offset`. `saved`: offset from it at which the caller's value
-    of each of SAVED_REGISTERS lies, None where the register still holds it.
+    The canonical frame address is `register` (DWARF number) + `offset`. `saved`: offset from it at which the caller's
+    value of each of SAVED_REGISTERS lies, None where the register still holds it.
     """
 
     register: int
@@ -49,10 +49,13 @@ class Frames:
         self._count: list[int] = table.fdes["row_count"].tolist()
         self._rows = table.rows
         self._row_rvas: list[int] = table.rows["rva"].tolist()
-        self._known: dict[int, FrameState | None] = {}
+        self._raw = table.rows.tobytes()
+        self._known: dict[bytes, FrameState | None] = {}
 
     def stack_offset(self, rva: int) -> int | None:
-        """Distance from the stack pointer to the canonical frame address; 0 when another register counts; None: unknown."""
+        """Distance from the stack pointer to the canonical frame address; 0 when another register counts; None:
+        unknown.
+        """
         row = self._row_at(rva)
         if row is None:
             return None
@@ -60,7 +63,9 @@ class Frames:
         return int(data["cfa_offset"]) if data["cfa_kind"] == CFA_RSP else 0
 
     def state_at(self, rva: int) -> FrameState | None:
-        """The frame at an address. Code without call frame information is taken to be at its entry; None: not expressible."""
+        """The frame at an address. Code without call frame information is taken to be at its entry; None: not
+        expressible.
+        """
         row = self._row_at(rva)
         return AT_ENTRY if row is None else self._state(row)
 
@@ -87,9 +92,11 @@ class Frames:
         return row if row >= low else None
 
     def _state(self, row: int) -> FrameState | None:
-        if row not in self._known:
-            self._known[row] = self._read(row)
-        return self._known[row]
+        # Few different states make up most rows: what follows the address is the key.
+        key = self._raw[row * ROW.itemsize + 4 : (row + 1) * ROW.itemsize]
+        if key not in self._known:
+            self._known[key] = self._read(row)
+        return self._known[key]
 
     def _read(self, row: int) -> FrameState | None:
         data = self._rows[row]

@@ -1,4 +1,6 @@
-"""Lays a plan out as the two files the agent and the readers use. Formats: format/schema.toml, records plan_* and functions_*."""
+"""Lays a plan out as the two files the agent and the readers use. Formats: format/schema.toml, records plan_* and
+functions_*.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ def _pages(size: int) -> int:
 def planned_delta(plan: Plan, region_bytes: int) -> int:
     """Where the region should lie, relative to the image's base, in bytes.
 
-    Below a program or library, where address space is free; libraries differ by a hash so that their regions do not meet.
-    Programs at a fixed low address have no room below: theirs goes above, out of the heap's way.
+    Below a program or library, where address space is free; libraries differ by a hash so that their regions do not
+    meet. Programs at a fixed low address have no room below: theirs goes above, out of the heap's way.
     """
     if plan.image.kind == "exec":
         return _pages(plan.image.span) + _GIB

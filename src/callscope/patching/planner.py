@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import time
@@ -35,7 +36,9 @@ _shared: dict[str, Any] = {}
 
 @dataclass
 class Plan:
-    """A planned image. `functions` and `frames` are what was found; `parts` in address order; `seconds` the planning time."""
+    """A planned image. `functions` and `frames` are what was found; `parts` in address order; `seconds` the planning
+    time.
+    """
 
     image: Image
     functions: FunctionTable
@@ -58,7 +61,7 @@ def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | N
     if not image.code_sections:
         raise PlanError(f"{path} holds no code: there is nothing to trace")
     frames = frame_table(image)
-    functions = find_functions(image)
+    functions = find_functions(image, frames=frames)
     low, high = code_bounds(image)
     size = high - low
     if size < PARALLEL_BYTES:
@@ -67,7 +70,7 @@ def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | N
     tell = _Teller(progress, 2 * size)
     _shared.update(image=image, low=low, high=high)
     edges = _scan(functions, jobs, tell)
-    more = find_functions(image, extra_targets=_unowned(functions, edges.call_targets))
+    more = find_functions(image, extra_targets=_unowned(functions, edges.call_targets), frames=frames)
     if len(more.rva) != len(functions.rva):
         functions = more
         edges = _scan(functions, jobs, tell)
@@ -119,7 +122,9 @@ def _ranges(functions: FunctionTable, jobs: int) -> list[tuple[int, int]]:
     return list(zip(bounds[:-1], bounds[1:], strict=True))
 
 
-def _run(task: Callable[[tuple[int, int]], Any], ranges: Sequence[tuple[int, int]], jobs: int, tell: _Teller) -> list[Any]:
+def _run(
+    task: Callable[[tuple[int, int]], Any], ranges: Sequence[tuple[int, int]], jobs: int, tell: _Teller
+) -> list[Any]:
     """Run a task over ranges, in forked processes that share what is in `_shared`; the results in order."""
     functions: FunctionTable = _shared["functions"]
     sizes = [int(functions.size[first:last].sum()) for first, last in ranges]
@@ -129,7 +134,8 @@ def _run(task: Callable[[tuple[int, int]], Any], ranges: Sequence[tuple[int, int
             results.append(task(bounds))
             tell.advance(size)
         return results
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    # The workers only add to what they share: collecting garbage there would copy every page of it.
+    with multiprocessing.get_context("fork").Pool(jobs, gc.disable) as pool:
         for size, result in zip(sizes, pool.imap(task, ranges), strict=True):
             results.append(result)
             tell.advance(size)
@@ -145,7 +151,9 @@ def _unowned(functions: FunctionTable, targets: NDArray[np.uint32]) -> NDArray[n
 
 
 def _scan_gaps(image: Image, functions: FunctionTable, low: int, high: int) -> Edges:
-    """Scan the code between functions: hand-written routines without call frame information may jump into their neighbours."""
+    """Scan the code between functions: hand-written routines without call frame information may jump into their
+    neighbours.
+    """
     starts = functions.rva.astype(np.int64)
     ends = starts + functions.size
     gap_starts: list[int] = []

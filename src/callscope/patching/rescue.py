@@ -50,25 +50,25 @@ class Rescue:
             if self.taken.holds(place.address) and place.kind != "entry":
                 continue  # a run made since holds it, and records it there
             waiting.append((place, *self._stretch(place)))
-        for place, start, end, crossed in waiting:
+        for _, start, end, crossed in waiting:
             # Promised before any borrowing, so that no place is borrowed away.
-            if not crossed and end - start >= SHORT_JUMP_BYTES and self.taken.free(start, end):
+            if not crossed and end - start >= SHORT_JUMP_BYTES:
                 self.taken.take(start, end)
         for place, start, end, crossed in waiting:
             if place.kind == "entry" or not self._displaced(place.address):
-                self._place(place, start, end, crossed)
+                self._place(place, max(start, self._run_end_before(place.address)), end, crossed)
 
     def _place(self, place: Pending, start: int, end: int, crossed: tuple[int, ...]) -> None:
         layout = self.layout
-        reason = None
-        if place.kind == "tail" and place.instruction is not None and dis.KINDS[place.instruction.code] == dis.BRANCH:
+        if place.instruction is not None and dis.KINDS[place.instruction.code] == dis.BRANCH:
             reason = self._short_branch(place)
-        elif not crossed and end - start >= SHORT_JUMP_BYTES:
-            reason = self._short_jump(place, start, end)
         else:
-            reason = "too short for a jump"
-        if reason is not None and place.instruction is None or reason == "too short for a jump":
-            reason = self._across(place) or None
+            reason = None
+            promised = not crossed and end - start >= SHORT_JUMP_BYTES
+            if not promised or not self._short_jump(place, start, end):
+                if promised:
+                    self.taken.release(start, end)
+                reason = self._across(place)
         if reason is None:
             if place.kind == "entry":
                 layout.entered.add(place.function)
@@ -90,7 +90,7 @@ class Rescue:
         crossed: list[int] = []
         if place.kind == "entry":
             last, size, closed = position, 0, False
-            if text.barrier(place.address) and self._looped(place):
+            if text.loops_to(place.function, place.address):
                 crossed.append(place.address)
             while size < JUMP_BYTES and last < len(code) and not closed:
                 instruction = code[last]
@@ -114,16 +114,17 @@ class Rescue:
             if barrier and not (cross and not barrier & HARD):
                 break
             what = dis.KINDS[before.code]
-            if what not in FALLS or what == dis.LANDING or before.ip < floor or not taken.free(before.ip, before.next_ip):
+            if (
+                what not in FALLS
+                or what == dis.LANDING
+                or before.ip < floor
+                or not taken.free(before.ip, before.next_ip)
+            ):
                 break
             if barrier:
                 crossed.append(code[first].ip)
             first -= 1
         return code[first].ip, end, tuple(crossed)
-
-    def _looped(self, place: Pending) -> bool:
-        start, end = self.text.starts[place.function], self.text.ends[place.function]
-        return any(start <= source < end for source in self.text.sources_of(place.address))
 
     def _room(self, place: Pending, start: int, end: int) -> int:
         """Bytes a run may overwrite: its own and padding behind a final jump or ret."""
@@ -133,18 +134,15 @@ class Rescue:
             padding -= 1
         return end - start + padding
 
-    def _short_jump(self, place: Pending, start: int, end: int) -> str | None:
-        """Put a two-byte jump to an island at the start of the run; the reason when it cannot be."""
-        if self._crosses_itself(place):
-            return "too short for a jump"
+    def _short_jump(self, place: Pending, start: int, end: int) -> bool:
+        """Put a two-byte jump to an island at the start of the run, if one is to be had."""
+        if place.kind == "entry" and self.text.loops_to(place.function, place.address):
+            return False
         island = self._island(start + SHORT_JUMP_BYTES, place.function)
         if island is None:
-            return "no room for an island within reach of a short jump"
+            return False
         self._commit(place, start, end, island)
-        return None
-
-    def _crosses_itself(self, place: Pending) -> bool:
-        return place.kind == "entry" and bool(self.text.barrier(place.address)) and self._looped(place)
+        return True
 
     def _short_branch(self, place: Pending) -> str | None:
         """Let a short conditional tail jump go to an island."""
@@ -234,6 +232,10 @@ class Rescue:
         index = bisect_right(self.runs, (address, 1 << 62)) - 1
         return index >= 0 and self.runs[index][0] <= address < self.runs[index][1]
 
+    def _run_end_before(self, address: int) -> int:
+        index = bisect_right(self.runs, (address, 0)) - 1
+        return self.runs[index][1] if index >= 0 else 0
+
     def _jump_at(self, address: int) -> Instruction | None:
         function = self.text.function_at(address)
         if function is None or not self.first <= function < self.last:
@@ -269,7 +271,7 @@ class Rescue:
                 continue
             code = self._decode(index)
             for position, head in enumerate(code):
-                if head.ip + JUMP_BYTES < low or head.ip == text.starts[index] and text.kinds[index] == NOT_PART:
+                if head.ip + JUMP_BYTES < low or (head.ip == text.starts[index] and text.kinds[index] == NOT_PART):
                     continue
                 if head.ip + JUMP_BYTES > high:
                     break
@@ -278,9 +280,7 @@ class Rescue:
                     continue
                 taken.take(head.ip, end)
                 spare = islands_in(head.ip + _BORROW_BYTES, end)
-                self.layout.runs.append(
-                    Run(head.ip, end, PATCH_ALWAYS if spare else function, borrowed=True)
-                )
+                self.layout.runs.append(Run(head.ip, end, PATCH_ALWAYS if spare else function, borrowed=True))
                 insort(self.runs, (head.ip, end))
                 for island in spare:
                     insort(self.islands, island)

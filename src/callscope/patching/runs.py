@@ -1,8 +1,8 @@
 """The pieces of a patch plan before they become bytes.
 
 A **run** is a stretch of whole instructions that moves into a trampoline; five of its bytes become a jump there. A run
-too short for that takes a two-byte jump to an **island**: five bytes nearby that hold the long jump. A **redirect** leaves
-an instruction where it is and changes only where it jumps.
+too short for that takes a two-byte jump to an **island**: five bytes nearby that hold the long jump. A **redirect**
+leaves an instruction where it is and changes only where it jumps.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Run:
     """Instructions from `start` up to `end` (relative addresses) that move into a trampoline.
 
     `function` is the index of the function whose choice switches the patch, PATCH_ALWAYS if it serves several. `entry`:
-    the trampoline records the ENTRY of `function` first. `island`: address of the island its short jump goes to, or None.
-    `red_zone`: the code may be reached by a conditional jump from a function that still uses the bytes below the stack
-    pointer. `borrowed`: moved only to make room for an island. `detached`: every way to it is redirected, so nothing is
-    written over it.
+    the trampoline records the ENTRY of `function` first. `island`: address of the island its short jump goes to, or
+    None. `red_zone`: the code may be reached by a conditional jump from a function that still uses the bytes below
+    the stack pointer. `borrowed`: moved only to make room for an island. `detached`: every way to it is redirected,
+    so nothing is written over it.
     """
 
     start: int
@@ -40,9 +40,9 @@ class Run:
 class Redirect:
     """A direct jump at `address` that goes elsewhere.
 
-    `target` is where it went. `tail`: it goes to a trampoline that records TAIL and jumps on to `target`; otherwise to the
-    moved instruction whose old address is `target`. `displacement`: offset of its displacement within the instruction,
-    of `width` bytes (4, or 1 with an `island`).
+    `target` is where it went. `tail`: it goes to a trampoline that records TAIL and jumps on to `target`; otherwise
+    to the moved instruction whose old address is `target`. `displacement`: offset of its displacement within the
+    instruction, of `width` bytes (4, or 1 with an `island`).
     """
 
     address: int
@@ -69,9 +69,9 @@ class Refusal:
 class Layout:
     """Everything that is to be patched in a range of functions.
 
-    `tails`: addresses of jumps that are tail calls. `counts`: how many of each kind were found. `quiet`: addresses inside
-    runs that redirected branches go to, past any recording at the run's start. `entered`, `exits_left`, `tails_left`: indices
-    of functions whose entry is patched, and that keep an unpatched ret or (possible) tail jump.
+    `tails`: addresses of jumps that are tail calls. `counts`: how many of each kind were found. `quiet`: addresses
+    inside runs that redirected branches go to, past any recording at the run's start. `entered`, `exits_left`,
+    `tails_left`: indices of functions whose entry is patched, and that keep an unpatched ret or (possible) tail jump.
     """
 
     runs: list[Run] = field(default_factory=list)

@@ -21,7 +21,8 @@ NOT_PART = 0
 PART = 1
 SIGNAL_FRAME = 2
 
-# The no-operations that compilers and assemblers pad with (Intel SDM volume 2B, NOP), int3, and zero bytes between functions.
+# The no-operations that compilers and assemblers pad with (Intel SDM volume 2B, NOP), int3, and zero bytes between
+# functions.
 _PADDING = re.compile(
     rb"(?:\xcc|(?:\x66{0,12}\x2e?)(?:\x90|\x0f\x1f(?:\x00|\x40\x00|\x44\x00\x00|\x80\x00{4}|\x84\x00{5})))*", re.DOTALL
 )
@@ -33,9 +34,11 @@ MOST_PADDING = 64
 class Text:
     """The executable bytes of an image from `low` up to `high` (relative addresses), shared by all planners of a run.
 
-    `barriers`: one byte per code byte, SOFT and HARD bits. `starts`, `ends`, `kinds`, `owners`: the functions in order of
-    address. `branch_targets` (sorted) and `branch_sources`: every direct jump. `plt`: ranges of linkage stubs. `code_tables`:
-    starts of functions with a position-independent jump table.
+    `barriers`: one byte per code byte, SOFT and HARD bits. `starts`, `ends`, `kinds`, `owners`: the functions in
+    order of address. `branch_targets` (sorted) and `branch_sources`: every direct jump. `plt`: ranges of linkage
+    stubs. `undecodable`: functions that cannot be planned. `conditional_entries`: starts that conditional jumps of other
+    functions lead to. `switches`: functions with a jump table. `interior_pointers`: functions with an address inside
+    them stored somewhere.
     """
 
     low: int
@@ -76,10 +79,21 @@ class Text:
         index = bisect_right(self.starts, address) - 1
         return index if index >= 0 and self.starts[index] == address else None
 
+    def loops_to(self, index: int, address: int) -> bool:
+        """True when code of function `index`, or of a part of it, jumps to an address."""
+        if not self.barrier(address) & SOFT:
+            return False
+        for source in self.sources_of(address):
+            function = self.function_at(source)
+            if function is not None and self.owners[function] == self.owners[index]:
+                return True
+        return False
+
     def sources_of(self, target: int) -> list[int]:
         """Addresses of the direct jumps to an address."""
-        first = int(np.searchsorted(self.branch_targets, target, "left"))
-        last = int(np.searchsorted(self.branch_targets, target, "right"))
+        wanted = np.uint32(target)  # an int would make a converted copy of the array
+        first = int(self.branch_targets.searchsorted(wanted, "left"))
+        last = int(self.branch_targets.searchsorted(wanted, "right"))
         return [int(source) for source in self.branch_sources[first:last]]
 
     def padding(self, address: int) -> int:
@@ -89,8 +103,10 @@ class Text:
         match = _PADDING.match(self.code, offset, limit)
         end = match.end() if match else offset
         if self.function_at(address) is None:
+            # Zeros may be data of hand-written code, unless they fill all the space up to the next function.
             zeros = _ZEROS.match(self.code, end, limit)
-            end = zeros.end() if zeros else end
+            if zeros and self.function_starting(zeros.end() + self.low) is not None:
+                end = zeros.end()
         barriers = self.barriers
         for position in range(offset, end):
             if barriers[position]:
@@ -114,6 +130,11 @@ class Taken:
         """Take the bytes from `start` up to `end`."""
         first = start - self._start
         self._bytes[first : end - self._start] = b"\x01" * (end - start)
+
+    def release(self, start: int, end: int) -> None:
+        """Give back the bytes from `start` up to `end`."""
+        first = start - self._start
+        self._bytes[first : end - self._start] = bytes(end - start)
 
     def holds(self, address: int) -> bool:
         """True when the byte at an address is taken."""

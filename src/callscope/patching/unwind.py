@@ -23,7 +23,8 @@ _OFFSET = 0x80
 _SAME_VALUE = 0x08
 _OFFSET_SF = 0x11
 
-# CIE version 1, augmentation "zR" with pc-relative signed 32-bit addresses; at its start CFA = rsp + 8, return address at CFA - 8.
+# CIE version 1, augmentation "zR" with pc-relative signed 32-bit addresses; at its start CFA = rsp + 8, return
+# address at CFA - 8.
 _CIE_BODY = struct.pack("<IB3sBBBBB", 0, 1, b"zR\0", 1, 0x78, _RA, 1, 0x1B) + bytes(
     [_DEF_CFA, _RSP, 8, _OFFSET | _RA, 1]
 )
@@ -125,12 +126,11 @@ def describe(piece: Piece, frames: Frames) -> bytes | None:
     return _padded(struct.pack("<IiiB", 0, 0, piece.end - piece.start, 0) + bytes(out))
 
 
-def join(
-    records: list[bytes], starts: NDArray[np.int64], section_offset: int
-) -> bytes:
+def join(records: list[bytes], starts: NDArray[np.int64], section_offset: int) -> bytes:
     """The .eh_frame section of a region.
 
-    `starts`: offset in the region of each record's trampoline, int64, shape (n,); `section_offset`: of the section itself.
+    `starts`: offset in the region of each record's trampoline, int64, shape (n,); `section_offset`: of the section
+    itself.
     """
     body = bytearray(CIE + b"".join(records) + TERMINATOR)
     lengths = np.fromiter((len(record) for record in records), np.int64, len(records))

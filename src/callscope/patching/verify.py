@@ -35,7 +35,11 @@ def check_pieces(text: Text, code: bytes, pieces: list[tuple[Run | None, Piece]]
                 moved = decoder.decode()
                 if moved != instruction or moved.ip_rel_memory_address != instruction.ip_rel_memory_address:
                     raise PlanError(f"planning error at {address:#x}: {instruction} became {moved}")
-            elif kind == dis.BRANCH and address not in layout.tails and instruction.near_branch_target not in layout.quiet:
+            elif (
+                kind == dis.BRANCH
+                and address not in layout.tails
+                and instruction.near_branch_target not in layout.quiet
+            ):
                 decoder.position, decoder.ip = place, place
                 moved = decoder.decode()
                 same = moved.condition_code == instruction.condition_code

@@ -119,10 +119,7 @@ class Windows:
         room = size
         if size < JUMP_BYTES and (complete or position == len(code)):
             room = size + text.padding(start + size)
-        looped = bool(text.barrier(start) & 1) and any(
-            text.starts[index] <= source < text.ends[index] for source in text.sources_of(start)
-        )
-        if room < JUMP_BYTES or looped or not taken.free(start, start + max(size, JUMP_BYTES)):
+        if room < JUMP_BYTES or text.loops_to(index, start) or not taken.free(start, start + max(size, JUMP_BYTES)):
             self.pending.append(Pending("entry", index, start, text.ends[index], start))
             return
         # A ret close behind would find no room of its own: take the whole straight body.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from callscope.binary import disassembly as dis
 from callscope.errors import PlanError
 from callscope.format import PATCH_NO_REL
-from callscope.patching.emit import CannotMove, Emitter, Piece
+from callscope.patching.emit import CannotMoveError, Emitter, Piece
 from callscope.patching.frames import Frames
 from callscope.patching.rescue import Rescue
 from callscope.patching.runs import JUMP_BYTES, Layout, Refusal, Run
@@ -23,7 +23,14 @@ _JMP = 0xE9
 _JMP_SHORT = 0xEB
 
 PATCH_ROW = np.dtype(
-    [("rva", "<u4"), ("function", "<u4"), ("length", "u1"), ("rel_offset", "u1"), ("new", "u1", (8,)), ("target", "<i8")]
+    [
+        ("rva", "<u4"),
+        ("function", "<u4"),
+        ("length", "u1"),
+        ("rel_offset", "u1"),
+        ("new", "u1", (8,)),
+        ("target", "<i8"),
+    ]
 )
 """A patch; `target` is the offset in the part's code that the displacement at `rel_offset` goes to, or -1"""
 
@@ -108,7 +115,7 @@ def _emit(text: Text, frames: Frames, layout: Layout) -> Part:
     for run in sorted(layout.runs, key=lambda run: run.start):
         try:
             piece = emitter.run(run)
-        except CannotMove as error:
+        except CannotMoveError as error:
             _withdraw(text, layout, run, str(error))
             continue
         pieces.append((run, piece))
