@@ -28,7 +28,6 @@ from callscope.patching.report import PlanReport
 from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
 
-Progress = Callable[[int, int], None]
 LAST_FUNCTION_ID = 0xFFFFFFFE
 _LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so")
 
@@ -65,13 +64,11 @@ class PlannedImage:
 class Plans:
     """The plans of one session. `answer` may be called from several threads."""
 
-    def __init__(
-        self, session: Session, rules: Rules, planner: Callable[[str, Progress | None], PlanFiles] | None = None
-    ) -> None:
+    def __init__(self, session: Session, rules: Rules, planner: Callable[[str], PlanFiles] = load_or_plan) -> None:
         """`planner` stands in for the plan cache in tests."""
         self._session = session
         self._rules = rules
-        self._planner = planner or (lambda path, progress: load_or_plan(path, progress=progress))
+        self._planner = planner
         self._lock = threading.Lock()
         self._planning = threading.Lock()
         self._images: dict[str, Future[PlannedImage]] = {}
@@ -79,7 +76,7 @@ class Plans:
         self._rejected: set[str] = set()
         self._next_id = 1
 
-    def answer(self, module: Module, progress: Progress | None = None) -> Answer | None:
+    def answer(self, module: Module) -> Answer | None:
         """What to trace of a module; None for nothing of it. Never raises."""
         if is_untraceable(module.path):
             return None
@@ -88,7 +85,7 @@ class Plans:
         if not wanted:
             return None
         try:
-            image = self._image(module, progress)
+            image = self._image(module)
             return self._select(image, module)
         except CallscopeError as error:
             self._reject(module.path, str(error))
@@ -103,7 +100,7 @@ class Plans:
         done = [future.result() for future in futures if future.done() and future.exception() is None]
         return sorted(done, key=lambda image: image.id_base)
 
-    def _image(self, module: Module, progress: Progress | None) -> PlannedImage:
+    def _image(self, module: Module) -> PlannedImage:
         """The image of a module, planned now if nobody has begun to. Raises CallscopeError."""
         if module.path.endswith(" (deleted)"):
             raise PlanError("the file was deleted while the program used it: start the program again")
@@ -118,14 +115,14 @@ class Plans:
                 future = self._images[key] = Future()
         if mine:
             try:
-                future.set_result(self._plan(module.path, build_id, progress))
+                future.set_result(self._plan(module.path, build_id))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
 
-    def _plan(self, path: str, build_id: bytes, progress: Progress | None) -> PlannedImage:
+    def _plan(self, path: str, build_id: bytes) -> PlannedImage:
         with self._planning:  # the planner uses all cores for one image
-            files = self._planner(path, progress)
+            files = self._planner(path)
         if files.build_id != build_id:
             raise PlanError("the file was replaced while it was being planned: record again")
         check_length(files.plan, "set CALLSCOPE_CACHE to a shorter one")
@@ -170,10 +167,13 @@ class Plans:
 
     def _choose(self, image: PlannedImage, module: Module, number: int) -> Answer | None:
         functions = read_functions(image.files.functions)
-        names = open_symbols(module.path).names
         rvas = functions["rva"]
         known = Functions(
-            rvas, functions["bytes"], functions["owner"], read_image(module.path).base, lambda: names(rvas)
+            rvas,
+            functions["bytes"],
+            functions["owner"],
+            read_image(module.path).base,
+            lambda: open_symbols(module.path).names(rvas),
         )
         chosen = self._rules.choose(module.path, module.is_main, known)
         path = None

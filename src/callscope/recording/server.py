@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
 import numpy as np
@@ -82,32 +83,43 @@ class Server:
             threading.Thread(target=self._serve, args=(connection,), name="callscope-client", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            while self._serve_request(connection):
-                pass
+        """Read questions and let another thread answer them: the agent may ask all before it reads an answer."""
+        questions: SimpleQueue[Module | None] = SimpleQueue()
+        replier = threading.Thread(
+            target=self._reply, args=(connection, questions), name="callscope-reply", daemon=True
+        )
+        replier.start()
+        with connection:
+            with suppress(OSError):
+                while read_request(connection, questions):
+                    pass
+            questions.put(None)
+            replier.join()
         with self._lock:
             self._connections.discard(connection)
 
-    def _serve_request(self, connection: socket.socket) -> bool:
-        """Answer one request; False when there is none, or it is nonsense and the connection should end."""
-        data = receive(connection, records.REQUEST.itemsize)
+    def _reply(self, connection: socket.socket, questions: SimpleQueue[Module | None]) -> None:
+        with suppress(OSError):
+            while (module := questions.get()) is not None:
+                connection.sendall(encode_reply(self._answer(module)))
+
+
+def read_request(connection: socket.socket, questions: SimpleQueue[Module | None]) -> bool:
+    """Queue the modules of one request; False when there is none, or it is nonsense and the connection should end."""
+    data = receive(connection, records.REQUEST.itemsize)
+    if data is None:
+        return False
+    request = np.frombuffer(data, records.REQUEST)[0]
+    count = int(request["module_count"])
+    known = request["magic"] == records.REQUEST_MAGIC and request["version"] == records.TRACE_VERSION
+    if not known or count > MOST_MODULES:
+        return False
+    for _ in range(count):
+        data = receive(connection, records.REQUEST_MODULE.itemsize)
         if data is None:
             return False
-        request = np.frombuffer(data, records.REQUEST)[0]
-        count = int(request["module_count"])
-        if (
-            request["magic"] != records.REQUEST_MAGIC
-            or request["version"] != records.TRACE_VERSION
-            or count > MOST_MODULES
-        ):
-            return False
-        # All first: the agent may write its whole question before it reads.
-        data = receive(connection, count * records.REQUEST_MODULE.itemsize)
-        if data is None:
-            return False
-        for module in np.frombuffer(data, records.REQUEST_MODULE):
-            connection.sendall(encode_reply(self._answer(decode_module(module))))
-        return True
+        questions.put(decode_module(np.frombuffer(data, records.REQUEST_MODULE)[0]))
+    return True
 
 
 def private_directory() -> Path:

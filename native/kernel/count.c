@@ -1,0 +1,42 @@
+/* How many events a chunk holds: for the recorder's summary, which must not wait until calls are rebuilt. */
+#include "callscope/records.h"
+#include "kernel.h"
+#include <stdint.h>
+
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[3]);
+
+/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL}. Nothing is counted where
+ * nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had to stop. */
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[3]) {
+    const uint32_t *words = (const uint32_t *)events;
+    uint64_t at = 0, end = bytes / 8;
+    while (at < end) {
+        uint32_t second = words[2 * at + 1];
+        switch (second & CS_EVENT_KIND_MASK) {
+        case CS_EVENT_ENTRY:
+            if (at + 2 > end) {
+                return (int64_t)(at * 8);
+            }
+            counts[0] += words[2 * at + 2] != 0;
+            at += 2;
+            break;
+        case CS_EVENT_EXIT:
+            counts[1]++;
+            at++;
+            break;
+        case CS_EVENT_TAIL:
+            counts[2]++;
+            at++;
+            break;
+        case CS_EVENT_EXTENDED:
+            if (second >> 3 == 0 || second >> 3 > end - at) {
+                return (int64_t)(at * 8);
+            }
+            at += second >> 3;
+            break;
+        default:
+            at++;
+        }
+    }
+    return (int64_t)(end * 8);
+}

@@ -1,0 +1,73 @@
+"""`callscope record`: run a program and record its calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from callscope.cli.output import progress_bar
+from callscope.recording.options import RecordOptions, parse_size
+from callscope.recording.record import record as record_program
+from callscope.recording.summary import summary_lines
+
+PASS_ON = {"allow_interspersed_args": False}
+"""What follows the program's name is the program's, even if it looks like an option."""
+
+
+def as_bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """A size with a unit, in bytes; 0 for none. Raises UsageError."""
+    return parse_size(value) if value else 0
+
+
+def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `record`, which `run` has too."""
+    path = click.Path(path_type=Path)
+    options = [
+        click.option("-o", "--output", type=path, metavar="DIR", help="The trace directory. [default: PROGRAM.trace]"),
+        click.option("-m", "--module", "modules", multiple=True, metavar="GLOB",
+                     help="Trace these modules: a file name or path, 'main' (the program, the default) or 'all'."),
+        click.option("-f", "--function", "functions", multiple=True, metavar="GLOB",
+                     help="Trace only these functions: NAME, MODULE!NAME or an address."),
+        click.option("-x", "--exclude", "excludes", multiple=True, metavar="GLOB",
+                     help="Leave these functions out: NAME, MODULE!NAME or an address."),
+        click.option("--exclude-from", "exclude_files", multiple=True, type=path, metavar="FILE",
+                     help="Leave out what FILE lists, one glob a line."),
+        click.option("--max-depth", type=click.IntRange(min=1), default=0, metavar="N",
+                     help="Record calls nested at most N deep."),
+        click.option("--clock", type=click.Choice(["tsc", "none"]), default="tsc", show_default=True,
+                     help="'none' records the order of calls without times, at a third of the cost."),
+        click.option("--keep-last", callback=as_bytes, metavar="SIZE",
+                     help="Flight recorder: keep the last SIZE bytes of events, such as 64M."),
+        click.option("--no-follow", is_flag=True, help="Leave child processes and programs started by exec alone."),
+        click.option("-q", "--quiet", is_flag=True, help="No summary when the program has ended."),
+    ]  # fmt: skip
+    command = click.argument(
+        "command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] PROGRAM [ARGS]..."
+    )(command)
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(context_settings=PASS_ON)
+@record_options
+def record(quiet: bool, **options: Any) -> None:
+    """Run PROGRAM and record its calls.
+
+    The program's input, output and exit status pass through (128 + N when signal N ended it); what callscope has to say
+    goes to standard error when the program has ended.
+    """
+    result = record_program(options_of(**options), progress_bar)
+    if not quiet:
+        for line in summary_lines(result):
+            click.echo(f"callscope: {line}", err=True)
+    sys.exit(result.exit_status)
+
+
+def options_of(command: tuple[str, ...], no_follow: bool, **options: Any) -> RecordOptions:
+    """What click parsed, as RecordOptions. Raises UsageError."""
+    return RecordOptions(command=command, follow=not no_follow, **options)

@@ -1,0 +1,75 @@
+"""How many calls and events a trace holds, before anything is rebuilt from it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from callscope import format as records
+from callscope.native import kernel
+from callscope.recording.directory import read_header
+
+MOST_CHUNKS = 4096
+"""Chunks looked at; of more, evenly spread ones are taken for the rest."""
+
+
+@dataclass(frozen=True)
+class EventCounts:
+    """calls: entries recorded. events: entries, exits and tail jumps. lost: events that found no room. exact: all of
+    the file was counted. threads: that recorded something or could have. wrapped: a flight recorder has forgotten some.
+    """
+
+    calls: int
+    events: int
+    lost: int
+    threads: int
+    exact: bool
+    wrapped: bool
+
+
+def count_events(path: Path) -> EventCounts:
+    """Count what the events file holds; chunks that are still being written count as far as they are."""
+    header = read_header(path)
+    size, claims, limit = int(header["chunk_bytes"]), int(header["next_chunk"]), int(header["chunk_limit"])
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        chunks = range(1, min(claims, limit, len(data) // size))
+        step = -(-len(chunks) // MOST_CHUNKS) or 1
+        counts = np.zeros(3, np.uint64)
+        view = np.frombuffer(data, np.uint8)
+        for number in chunks[::step]:
+            _count_chunk(view[number * size : (number + 1) * size], counts)
+        del view
+    scale = len(chunks) / len(chunks[::step]) if step > 1 else 1
+    return EventCounts(
+        calls=round(int(counts[0]) * scale),
+        events=round(int(counts.sum()) * scale),
+        lost=int(header["lost"]),
+        threads=int(header["next_thread"]),
+        exact=step == 1,
+        wrapped=claims > limit,
+    )
+
+
+def _count_chunk(
+    chunk: np.ndarray[tuple[int], np.dtype[np.uint8]], counts: np.ndarray[tuple[int], np.dtype[np.uint64]]
+) -> None:
+    head = records.CHUNK_HEADER.itemsize
+    header = chunk[:head].view(records.CHUNK_HEADER)[0]
+    if header["magic"] != records.CHUNK_MAGIC:
+        return
+    used = int(header["used"]) or len(chunk)
+    events = chunk[head : min(used, len(chunk))]
+    _count()(events.ctypes.data, len(events), counts.ctypes.data)
+
+
+@cache
+def _count() -> ctypes._NamedFuncPointer:
+    function = kernel().cs_count_events
+    function.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
+    function.restype = ctypes.c_int64
+    return function

@@ -1,0 +1,64 @@
+"""What the recorder reads of the journal for its summary: how many processes, what went wrong.
+
+The trace reader does the same with more care; the recorder only needs what it prints. Records: format/schema.toml.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from callscope import format as records
+
+
+@dataclass
+class JournalSummary:
+    """processes: how many ran with an agent. notes: what agents complained of, without repeats, in order. refused: by
+    module path, patches left out because the code in memory was not the file's. traced, untraced: paths of modules."""
+
+    processes: int = 0
+    crashes: int = 0
+    notes: list[str] = field(default_factory=list)
+    refused: dict[str, int] = field(default_factory=dict)
+    traced: set[str] = field(default_factory=set)
+    untraced: set[str] = field(default_factory=set)
+
+
+def summarise_journal(path: Path) -> JournalSummary:
+    """Read the journal; what is torn is passed over."""
+    summary = JournalSummary()
+    header = np.fromfile(path, records.JOURNAL_HEADER, 1)
+    if len(header) != 1:
+        return summary
+    data = np.fromfile(path, np.uint8, min(int(header["tail"][0]), records.JOURNAL_BYTES)).tobytes()
+    at, head = records.JOURNAL_HEADER_BYTES, records.JOURNAL_RECORD.itemsize
+    while at + head <= len(data):
+        record = np.frombuffer(data, records.JOURNAL_RECORD, 1, at)[0]
+        size = int(record["size"])
+        if size < head or size % 8 or at + size > len(data):
+            at += 8  # a hole
+            continue
+        _add(summary, int(record["kind"]), data[at + head : at + size])
+        at += size
+    return summary
+
+
+def _add(summary: JournalSummary, kind: int, payload: bytes) -> None:
+    if kind == records.JOURNAL_PROCESS_START:
+        summary.processes += 1
+    elif kind == records.JOURNAL_CRASH:
+        summary.crashes += 1
+    elif kind == records.JOURNAL_NOTE and len(payload) >= records.TEXT_PAYLOAD.itemsize:
+        size = int(np.frombuffer(payload, records.TEXT_PAYLOAD, 1)[0]["text_bytes"])
+        text = payload[records.TEXT_PAYLOAD.itemsize :][:size].decode("utf-8", "replace")
+        if text not in summary.notes:
+            summary.notes.append(text)
+    elif kind == records.JOURNAL_MODULE_LOAD and len(payload) >= records.MODULE_LOAD.itemsize:
+        module = np.frombuffer(payload, records.MODULE_LOAD, 1)[0]
+        path = payload[records.MODULE_LOAD.itemsize :][: int(module["path_bytes"])].decode("utf-8", "replace")
+        traced = bool(int(module["module_flags"]) & records.MODULE_TRACED)
+        (summary.traced if traced else summary.untraced).add(path)
+        if module["patch_refused"]:
+            summary.refused[path] = max(summary.refused.get(path, 0), int(module["patch_refused"]))

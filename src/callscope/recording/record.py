@@ -1,0 +1,146 @@
+"""Records a program: plan, launch, wait, finish."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from callscope.errors import ImageError, PlanError, RecordError
+from callscope.patching.cache import load_or_plan
+from callscope.recording.count import EventCounts, count_events
+from callscope.recording.directory import default_directory
+from callscope.recording.journal import JournalSummary, summarise_journal
+from callscope.recording.launch import (
+    agent_path,
+    forward_signals,
+    signals_held,
+    start_program,
+    traced_environment,
+    wait_program,
+)
+from callscope.recording.options import RecordOptions
+from callscope.recording.plans import Module, PlannedImage, Plans
+from callscope.recording.preflight import Target, check_program
+from callscope.recording.rules import Rules
+from callscope.recording.server import Server
+from callscope.recording.session import JOURNAL_NAME, Session
+from callscope.recording.survivors import Survivor, find_survivors
+
+ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
+"""Given a title, a context whose value is told (done, in all) from time to time."""
+
+
+def no_progress(title: str) -> AbstractContextManager[None]:
+    """A progress bar that shows nothing."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class RecordResult:
+    """What came of a recording.
+
+    trace: the directory. exit_status: of the program, 128 + N when signal N ended it. seconds: from its start to its
+    end. counts, journal: what was recorded. size: bytes of disk the trace takes. images: what was planned. rejected:
+    modules that could not be, with reasons. unmatched: rules that matched nothing. survivors: processes still running.
+    """
+
+    trace: Path
+    exit_status: int
+    seconds: float
+    counts: EventCounts
+    journal: JournalSummary
+    size: int
+    images: list[PlannedImage] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    survivors: list[Survivor] = field(default_factory=list)
+
+
+def record(options: RecordOptions, progress: ProgressBar = no_progress) -> RecordResult:
+    """Run a program and record its calls until it ends.
+
+    The program has this process's standard streams, terminal and directory. `progress` shows the planning
+    before its start. Raises UsageError, ImageError, PlanError or RecordError when nothing was started, and RecordError
+    when the trace was removed meanwhile.
+    """
+    rules = Rules.of(options)
+    target = check_program(options.command)
+    plan_ahead(rules, target, progress)
+    directory = (options.output or default_directory(options.command)).absolute()
+    session = Session(directory, options)
+    try:
+        plans = Plans(session, rules)
+        for path in images_ahead(target):
+            plans.answer(Module(path, b"", is_main=True))
+        with Server(plans.answer) as server:
+            seconds, status = run(options, target, session, server)
+        return finish(session, plans, rules, status, seconds)
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise RecordError(f"cannot complete the trace {directory}: {what}; leave it alone while recording") from None
+    finally:
+        session.release()
+
+
+def images_ahead(target: Target) -> list[str]:
+    """The programs that will certainly or probably run."""
+    return list(dict.fromkeys(str(path.resolve()) for path in (target.image.path, *target.expected)))
+
+
+def plan_ahead(rules: Rules, target: Target, progress: ProgressBar) -> None:
+    """Plan what will be asked for first, so that the program's start waits for nothing.
+
+    Raises ImageError or PlanError when the program cannot be planned and nothing else is to be traced.
+    """
+    for path in images_ahead(target):
+        if not rules.wants_module(path, is_main=True):
+            continue
+
+        try:
+            with progress(f"planning {Path(path).name}") as tell:
+                load_or_plan(path, progress=tell)
+        except (ImageError, PlanError):
+            if not rules.modules and not rules.functions and path == str(target.image.path.resolve()):
+                raise
+
+
+def run(options: RecordOptions, target: Target, session: Session, server: Server) -> tuple[float, int]:
+    """Start the program and wait for its end; the seconds it took, and its exit status."""
+    environment = traced_environment(
+        os.environ, agent_path(server.directory), session.directory, server.path, options.follow
+    )
+    with signals_held():
+        begin = time.monotonic()
+        pid = start_program(target.path, options.command, environment)
+        forward_signals(pid)
+        with suppress(OSError):  # a full disk must not part us from the program
+            session.update(lambda state: state.update(main_pid=pid))
+        status = wait_program(pid)
+        return time.monotonic() - begin, status
+
+
+def finish(session: Session, plans: Plans, rules: Rules, status: int, seconds: float) -> RecordResult:
+    """Complete the trace and sum it up."""
+    survivors = find_survivors(session.events)
+    session.finish(status, trim=not survivors)
+    return RecordResult(
+        trace=session.directory,
+        exit_status=status,
+        seconds=seconds,
+        counts=count_events(session.events),
+        journal=summarise_journal(session.directory / JOURNAL_NAME),
+        size=disk_bytes(session.directory),
+        images=plans.images(),
+        rejected=[(entry["path"], entry["reason"]) for entry in session.state["rejected"]],
+        unmatched=rules.unmatched(),
+        survivors=survivors,
+    )
+
+
+def disk_bytes(directory: Path) -> int:
+    """Bytes of disk that the files of a directory take: sparse files less than they are long."""
+    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())

@@ -1,0 +1,48 @@
+"""Which processes still write to a trace after the recorded program has ended."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_START_TIME = 19
+"""index of starttime among the fields of /proc/PID/stat that follow the name (proc(5))"""
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A process that runs on with the trace's files mapped."""
+
+    pid: int
+    name: str
+
+
+def find_survivors(events: Path) -> list[Survivor]:
+    """The processes that have the file `events` mapped, by process id.
+
+    Only processes started since this one are looked at: no other can belong to its session.
+    """
+    own = _started(os.getpid())
+    found = []
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with suppress(OSError, ValueError):
+            if _started(int(entry.name)) >= own and _maps(entry, events):
+                found.append(Survivor(int(entry.name), (entry / "comm").read_text().rstrip("\n")))
+    return sorted(found, key=lambda survivor: survivor.pid)
+
+
+def _started(pid: int) -> int:
+    """When a process started, in clock ticks since boot."""
+    return int((_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[_START_TIME])
+
+
+def _maps(process: Path, file: Path) -> bool:
+    """Whether the process has the file mapped: by its path or, where a process sees another one, by inode and name."""
+    inode, path, name = f" {file.stat().st_ino} ", f" {file}\n", f"/{file.name}\n"
+    with (process / "maps").open(errors="replace") as lines:
+        return any(line.endswith(path) or (inode in line and line.endswith(name)) for line in lines)
