@@ -36,10 +36,14 @@ _COLD_NAME = re.compile(rb"\.cold(?:\.\d+)?\0")
 
 @dataclass(frozen=True)
 class SymbolTable:
-    """records: elf_headers.SYMBOL[n] as in the file; strings: the string table their names are offsets in."""
+    """records: elf_headers.SYMBOL[n] as in the file; strings: the string table their names are offsets in.
+
+    is_complete: it lists local functions too, as .symtab does and .dynsym does not.
+    """
 
     records: NDArray[np.void]
     strings: memoryview
+    is_complete: bool
 
     def functions(self) -> NDArray[np.void]:
         """The records of functions defined in this file."""
@@ -71,7 +75,8 @@ def section_tables(data: memoryview, tables: elf.Tables) -> list[SymbolTable]:
             link = int(section["link"])
             if link < len(tables.sections) and int(section["entry_size"]) == elf.SYMBOL.itemsize:
                 records = whole_records(_contents(data, section), elf.SYMBOL)
-                found.append(SymbolTable(records, _contents(data, tables.sections[link])))
+                strings = _contents(data, tables.sections[link])
+                found.append(SymbolTable(records, strings, kind == elf.SHT_SYMTAB))
     return found
 
 
@@ -85,10 +90,8 @@ def dynamic_table(data: memoryview, dynamic: DynamicTable, segments: Sequence[Ma
         count = int.from_bytes(head[4:8], "little")
     elif DT_GNU_HASH in tags:
         count = _gnu_hash_symbols(mapped_bytes(data, segments, tags[DT_GNU_HASH] - low, len(data)))
-    size = count * elf.SYMBOL.itemsize
-    return SymbolTable(
-        whole_records(mapped_bytes(data, segments, tags.get(DT_SYMTAB, 0) - low, size), elf.SYMBOL), strings
-    )
+    symbols = mapped_bytes(data, segments, tags.get(DT_SYMTAB, 0) - low, count * elf.SYMBOL.itemsize)
+    return SymbolTable(whole_records(symbols, elf.SYMBOL), strings, False)
 
 
 def _contents(data: memoryview, section: np.void) -> memoryview:
