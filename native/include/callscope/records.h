@@ -24,6 +24,7 @@
 #define CS_EVENT_TAIL 3u
 #define CS_EVENT_CONTROL 4u
 #define CS_EVENT_EXTENDED 5u
+#define CS_EVENT_LANDING 6u
 #define CS_EVENT_KIND_MASK 7u
 #define CS_CONTROL_EPOCH 1u
 #define CS_CONTROL_SKIP 2u

@@ -1,0 +1,268 @@
+/* Events -> calls: the loop over events, and what Python calls. */
+#include "rebuild.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "rebuild_state.h"
+
+CS_EXPORT int cs_rebuild_open(const struct cs_rebuild_input *input, struct cs_rebuild **out) {
+    *out = NULL;
+    if (input->tick_limit > INT64_MAX ||
+        (input->function_limit != 0 && (!input->function_flags || !input->function_owner || !input->function_out))) {
+        return CS_REBUILD_BAD_ARGUMENT;
+    }
+    struct cs_rebuild *s = calloc(1, sizeof *s);
+    if (s == NULL) {
+        return CS_REBUILD_NO_MEMORY;
+    }
+    s->in = *input;
+    s->epoch = input->origin_tsc >> 32;
+    s->now = s->last = input->origin_tsc;
+    s->lanes[0] = calloc(1, sizeof *s->lanes[0]);
+    s->lane_count = 1;
+    s->open = calloc(input->function_limit + 1, sizeof *s->open);
+    s->facts = calloc(input->function_limit + 1, sizeof *s->facts);
+    int status = s->lanes[0] && s->open && s->facts ? CS_REBUILD_OK : CS_REBUILD_NO_MEMORY;
+    status = status ? status : cs_paths_start(&s->paths, CS_PATH_DEPTH, CS_PATH_NODES, CS_PATH_NODES_FULL);
+    status = status ? status : cs_buckets_start(&s->buckets);
+    status = status ? status : cs_sites_start(s);
+    if (status != CS_REBUILD_OK) {
+        cs_rebuild_close(s);
+        return status;
+    }
+    s->lanes[0]->from = -1;
+    *out = s;
+    return CS_REBUILD_OK;
+}
+
+CS_EXPORT void cs_rebuild_close(struct cs_rebuild *s) {
+    if (s == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < s->lane_count; i++) {
+        if (s->lanes[i]) {
+            free(s->lanes[i]->frames);
+            free(s->lanes[i]);
+        }
+    }
+    cs_paths_free(&s->paths);
+    free(s->buckets.slots);
+    free(s->sites);
+    free(s->site_states);
+    free(s->site_slots);
+    free(s->late);
+    free(s->out.items);
+    free(s->assumed.items);
+    free(s->resumed.items);
+    free(s->open);
+    free(s->facts);
+    free(s);
+}
+
+/* The high half of the times that follow. One far from the session's own times is damaged, and the last one holds on.
+ */
+static void set_epoch(struct cs_rebuild *s, uint64_t epoch) {
+    uint64_t time = epoch << 32;
+    uint64_t apart = time > s->in.origin_tsc ? time - s->in.origin_tsc : s->in.origin_tsc - time;
+    if (epoch >> 32 || apart > s->in.tick_limit) {
+        s->unknown++;
+    } else {
+        s->epoch = epoch;
+    }
+}
+
+/* Advance the clock; the time since the last event belongs to the frame that was running. Within a thread time never
+ * goes back: an event reserved before a signal handler ran may carry a later time than the handler's. */
+static inline void advance(struct cs_rebuild *s, uint32_t low) {
+    uint64_t time = s->in.no_clock ? s->in.origin_tsc : s->epoch << 32 | low;
+    s->events++;
+    if (!s->has_time) {
+        s->has_time = true;
+        s->now = s->last = s->earliest = time;
+        return;
+    }
+    s->now = time > s->now ? time : s->now;
+    uint64_t passed = s->now - s->last;
+    if (passed == 0) {
+        return;
+    }
+    s->last = s->now;
+    struct cs_lane *lane = cs_current(s);
+    int64_t at = (int64_t)lane->count - 1;
+    /* After a tail jump, or in something untraced that it led to, the caller of the chain pays. */
+    for (int hops = 0; at >= 0 && hops < CS_HOP_LIMIT; hops++) {
+        struct cs_frame *frame = &lane->frames[at];
+        if (!(frame->marks & CS_FRAME_MARKED)) {
+            frame->self += (int64_t)passed;
+            return;
+        }
+        at -= frame->chain;
+    }
+}
+
+static inline uint32_t site_of(struct cs_rebuild *s, uint32_t return_address) {
+    uint64_t at = cs_mix(return_address) & s->slot_mask;
+    for (const struct cs_site_slot *slot = &s->site_slots[at]; slot->site != 0; slot = &s->site_slots[at]) {
+        if (slot->return_address == return_address) {
+            if (s->now < slot->until) {
+                return slot->chosen - 1;
+            }
+            break;
+        }
+        at = (at + 1) & s->slot_mask;
+    }
+    return cs_sites_resolve(s, return_address);
+}
+
+static inline void entry(struct cs_rebuild *s, const uint32_t event[4]) {
+    advance(s, event[0]);
+    uint32_t sp = event[1] & ~CS_EVENT_KIND_MASK;
+    if (s->events == 1) {
+        cs_current(s)->near = sp;
+    }
+    uint32_t site = site_of(s, event[3]);
+    if (site == CS_NO_NODE) {
+        cs_fail(s, CS_REBUILD_NO_MEMORY);
+        return;
+    }
+    cs_frames_entry(s, sp, event[2], site);
+}
+
+static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint64_t left) {
+    uint32_t argument = event[1] >> 3, sp = event[1] & ~CS_EVENT_KIND_MASK;
+    switch (event[1] & CS_EVENT_KIND_MASK) {
+    case CS_EVENT_TAIL:
+        advance(s, event[0]);
+        cs_frames_tail(s, sp);
+        return 8;
+    case CS_EVENT_LANDING:
+        advance(s, event[0]);
+        cs_frames_landing(s, sp);
+        return 8;
+    case CS_EVENT_CONTROL:
+        if (argument == CS_CONTROL_EPOCH) {
+            set_epoch(s, event[0]);
+        } else if (argument != CS_CONTROL_SKIP) {
+            s->unknown++;
+        }
+        return 8;
+    case CS_EVENT_EXTENDED:
+        if (argument == 0 || argument > left / 8) {
+            s->unknown++;
+            return left;
+        }
+        return (uint64_t)argument * 8;
+    default:
+        s->unknown += (event[0] | event[1]) != 0;
+        return 8;
+    }
+}
+
+CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64_t length, uint64_t tsc,
+                              uint64_t *offset, struct cs_call_rows *rows) {
+    if ((s->in.emit && rows == NULL) || *offset > length) {
+        return CS_REBUILD_BAD_ARGUMENT;
+    }
+    if (*offset == 0) {
+        set_epoch(s, tsc >> 32);
+    }
+    if (s->in.emit) {
+        uint64_t begun = s->calls - s->block;
+        if (rows->count > rows->capacity || (begun != 0 && rows->capacity - rows->count < CS_BLOCK_CALLS)) {
+            return CS_REBUILD_BAD_ARGUMENT;
+        }
+        s->rows = *rows;
+    }
+    uint64_t at = *offset;
+    while (length - at >= 8 && s->status == CS_REBUILD_OK) {
+        if (s->in.emit && s->calls == s->block && s->rows.capacity - s->rows.count < CS_BLOCK_CALLS) {
+            *offset = at;
+            rows->count = s->rows.count;
+            return CS_REBUILD_ROWS_FULL;
+        }
+        uint32_t event[4];
+        memcpy(event, bytes + at, 8);
+        if ((event[1] & CS_EVENT_KIND_MASK) == CS_EVENT_ENTRY) {
+            if (length - at < 16) {
+                s->unknown++;
+                at = length;
+                break;
+            }
+            memcpy(event + 2, bytes + at + 8, 8);
+            at += 16;
+            if (event[2] == 0) {
+                s->unfinished++;
+            } else {
+                entry(s, event);
+            }
+        } else if ((event[1] & CS_EVENT_KIND_MASK) == CS_EVENT_EXIT) {
+            at += 8;
+            advance(s, event[0]);
+            cs_frames_exit(s, event[1] & ~CS_EVENT_KIND_MASK);
+        } else {
+            at += other(s, event, length - at);
+        }
+    }
+    *offset = at;
+    s->latest = s->now;
+    if (s->in.emit) {
+        rows->count = s->rows.count;
+    }
+    return s->status;
+}
+
+CS_EXPORT int cs_rebuild_finish(struct cs_rebuild *s, struct cs_call_rows *rows) {
+    if (s->in.emit) {
+        if (rows == NULL) {
+            return CS_REBUILD_BAD_ARGUMENT;
+        }
+        s->rows = *rows;
+    }
+    if (s->has_time && !s->in.no_clock) {
+        uint64_t end = s->in.end_tsc > s->now && s->in.end_tsc - s->now <= s->in.tick_limit ? s->in.end_tsc : s->now;
+        s->events--;
+        s->epoch = end >> 32;
+        advance(s, (uint32_t)end);
+    }
+    for (uint32_t i = 0; i < s->lane_count; i++) {
+        cs_frames_clear(s, s->lanes[i], CS_ENDED_RUNNING);
+    }
+    if (s->in.emit) {
+        s->rows.count += s->calls - s->block;
+        s->block = s->calls;
+        rows->count = s->rows.count;
+    }
+    return s->status;
+}
+
+CS_EXPORT int cs_rebuild_result(struct cs_rebuild *s, struct cs_rebuild_result *out) {
+    *out = (struct cs_rebuild_result){
+        .calls = s->calls,
+        .events = s->events,
+        .first_tsc = s->earliest,
+        .last_tsc = s->latest,
+        .unmatched = s->unmatched,
+        .unfinished = s->unfinished,
+        .unknown = s->unknown,
+        .too_deep = s->too_deep,
+        .merged_paths = s->paths.merged,
+        .lanes = s->lanes_made + 1,
+        .left = s->left,
+        .nodes = s->paths.nodes,
+        .sites = s->sites,
+        .late = s->late,
+        .buckets = s->buckets.slots,
+        .out = s->out.items,
+        .assumed = s->assumed.items,
+        .resumed = s->resumed.items,
+        .node_count = s->paths.count,
+        .site_count = s->site_count,
+        .late_count = s->late_count,
+        .bucket_count = cs_buckets_pack(&s->buckets),
+        .out_count = s->out.count,
+        .assumed_count = s->assumed.count,
+        .resumed_count = s->resumed.count,
+    };
+    return s->status;
+}
