@@ -1,4 +1,4 @@
-"""A recorder in miniature for the agent's own tests: the files of a session, a socket that answers, and what came of it."""
+"""A recorder in miniature for tests of the agent: the files of a session, a socket that answers, what came of it."""
 
 from __future__ import annotations
 
@@ -169,7 +169,10 @@ class Session:
             head = chunk[: records.CHUNK_HEADER.itemsize].view(records.CHUNK_HEADER)[0]
             if head["magic"] == records.CHUNK_MAGIC:
                 found.setdefault(int(head["thread"]), []).append((int(head["sequence"]), decode_chunk(head, chunk)))
-        return {thread: [e for _, part in sorted(parts, key=lambda p: p[0]) for e in part] for thread, parts in found.items()}
+        return {
+            thread: [e for _, part in sorted(parts, key=lambda p: p[0]) for e in part]
+            for thread, parts in found.items()
+        }
 
 
 def decode_record(head: np.void, data: bytes) -> Record:
@@ -184,7 +187,9 @@ def decode_record(head: np.void, data: bytes) -> Record:
     payload, layout = {}, layouts.get(kind)
     if layout is not None:
         fields = np.frombuffer(data, layout, 1)[0]
-        payload = {name: fields[name].item() if not fields[name].shape else bytes(fields[name]) for name in layout.names}
+        payload = {
+            name: fields[name].item() if not fields[name].shape else bytes(fields[name]) for name in layout.names
+        }
         data = data[layout.itemsize :]
     numbers = (int(head[name]) for name in ("process", "pid", "tid", "thread", "tsc"))
     return Record(kind, *numbers, payload, data)

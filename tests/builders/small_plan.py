@@ -111,9 +111,7 @@ def plan_function(build: _Build, rva: int, size: int, index: int) -> None:
             plan_exit(build, instructions[: position + 1], targets, index, rva + length)
 
 
-def plan_exit(
-    build: _Build, instructions: Sequence[Instruction], targets: set[int], index: int, lowest: int
-) -> None:
+def plan_exit(build: _Build, instructions: Sequence[Instruction], targets: set[int], index: int, lowest: int) -> None:
     """Patch the ret that ends `instructions`."""
     count, length = 0, 0
     while length < JUMP_BYTES:

@@ -46,7 +46,8 @@ static bool take(struct cs_chunk_header *header) {
                                        __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-static void write_header(struct cs_block *block, struct cs_chunk_header *header, uint64_t claim, uint64_t sp) {
+static void write_header(struct cs_block *block, struct cs_chunk_header *header, uint64_t claim, uint64_t sp,
+                         uint64_t used) {
     uint64_t now = cs_tsc();
     header->process = cs_session.process->process;
     header->pid = cs_session.process->pid;
@@ -55,7 +56,7 @@ static void write_header(struct cs_block *block, struct cs_chunk_header *header,
     header->sequence = claim;
     header->tsc = now;
     header->sp = sp;
-    header->used = 0;
+    header->used = used;
     header->namespace_id = cs_session.namespace_id;
     __atomic_store_n(&header->magic, CS_CHUNK_MAGIC, __ATOMIC_RELEASE);
     __atomic_fetch_and(&header->flags, ~CLAIMED, __ATOMIC_RELEASE);
@@ -63,16 +64,16 @@ static void write_header(struct cs_block *block, struct cs_chunk_header *header,
     block->epoch = (uint32_t)(now >> 32);
 }
 
-/* Begin chunk `claim` of a file where nothing is recycled. */
-static bool begin_fresh(struct cs_block *block, uint64_t claim, uint64_t number, uint64_t sp) {
-    uint8_t *start = chunk_at(number);
-    if (!commit(start, FIRST_STEP))
-        return false;
-    struct cs_chunk_header *header = (struct cs_chunk_header *)start;
+/* Begin chunk `number`, whose first step has memory, for claim `claim`. In a recycled chunk `used` bounds what is valid
+ * from the start: old events lie behind, until they are wiped step by step while they are in the cache anyway. */
+static void begin_chunk(struct cs_block *block, uint64_t claim, uint64_t number, uint64_t sp, bool recycled) {
+    struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
+    __atomic_store_n(&header->magic, 0, __ATOMIC_RELEASE);
+    if (recycled)
+        memset(header + 1, 0, FIRST_STEP - sizeof *header);
     __atomic_fetch_or(&header->flags, OPEN, __ATOMIC_RELAXED);
-    write_header(block, header, claim, sp);
-    set_room(block, start + sizeof *header, start + FIRST_STEP);
-    return true;
+    write_header(block, header, claim, sp, recycled ? FIRST_STEP : 0);
+    set_room(block, (uint8_t *)(header + 1), (uint8_t *)header + FIRST_STEP);
 }
 
 static bool claim_fresh(struct cs_block *block, uint64_t sp) {
@@ -89,14 +90,16 @@ static bool claim_fresh(struct cs_block *block, uint64_t sp) {
         if (claim >= cs_session.chunks_mapped)
             return false;
     }
-    bool begun = begin_fresh(block, claim, claim, sp);
-    block->spare = begun ? 0 : claim;
-    if (!begun)
+    bool room = commit(chunk_at(claim), FIRST_STEP);
+    block->spare = room ? 0 : claim;
+    if (room)
+        begin_chunk(block, claim, claim, sp, false);
+    else
         cs_note(CS_NOTE_NO_MEMORY, "no room on the disk: events are lost");
-    return begun;
+    return room;
 }
 
-/* Flight recorder: the oldest chunk no live thread writes to. Its old events must be gone before it has a header. */
+/* Flight recorder: the oldest chunk no live thread writes to. */
 static bool claim_recycled(struct cs_block *block, uint64_t sp) {
     uint64_t ring = cs_session.chunk_limit - 1;
     for (uint64_t tries = 0; tries < 2 * ring; tries++) {
@@ -109,16 +112,7 @@ static bool claim_recycled(struct cs_block *block, uint64_t sp) {
         struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
         if (!commit((uint8_t *)header, FIRST_STEP) || !take(header))
             continue;
-        if (claim <= ring)
-            return begin_fresh(block, claim, number, sp);
-        if (!commit((uint8_t *)header, cs_session.chunk_bytes)) {
-            __atomic_fetch_and(&header->flags, ~(OPEN | CLAIMED), __ATOMIC_RELEASE);
-            continue;
-        }
-        __atomic_store_n(&header->magic, 0, __ATOMIC_RELEASE);
-        memset(header + 1, 0, cs_session.chunk_bytes - sizeof *header);
-        write_header(block, header, claim, sp);
-        set_room(block, (uint8_t *)(header + 1), (uint8_t *)header + cs_session.chunk_bytes);
+        begin_chunk(block, claim, number, sp, claim > ring);
         return true;
     }
     cs_note(CS_NOTE_FULL, "no chunk is free to be recycled: events are lost");
@@ -129,11 +123,16 @@ static bool claim_recycled(struct cs_block *block, uint64_t sp) {
 static bool extend(struct cs_block *block) {
     uint8_t *start = (uint8_t *)block->chunk, *limit = (uint8_t *)block->limit;
     uint64_t used = (uint64_t)(limit - start), rest = cs_session.chunk_bytes - used;
-    uint64_t step = used < LARGEST_STEP ? used : LARGEST_STEP;
+    bool recycled = block->chunk->used;
+    uint64_t step = recycled ? FIRST_STEP : used < LARGEST_STEP ? used : LARGEST_STEP;
     if (step > rest)
         step = rest;
     if (!step || !commit(limit, step))
         return false;
+    if (recycled) {
+        memset(limit, 0, step);
+        __atomic_store_n(&block->chunk->used, used + step, __ATOMIC_RELEASE);
+    }
     set_room(block, limit, limit + step);
     return true;
 }

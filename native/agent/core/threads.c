@@ -149,9 +149,10 @@ void cs_refill(uint64_t sp) {
             __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
         use_discard();
     } else if (block->cursor >= block->end) {
-        if (block->chunk)
-            follow_name(block);
+        const struct cs_chunk_header *before = block->chunk;
         cs_events_advance(block, sp);
+        if (block->chunk != before)
+            follow_name(block);
     }
     cs_system_restore_signals(signals);
 }

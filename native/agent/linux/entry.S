@@ -8,14 +8,19 @@
  *
  * Every register and the status flags are kept (rcx of an entry is the trampoline's to restore). A slot is reserved by
  * one unlocked xadd on the thread's own cursor: a signal handler on the same thread simply takes the next slots. The
- * word that holds the kind is stored first. No locks, no system calls; the slow path makes room and the reservation is
- * tried again, so nothing depends on what signal handlers did meanwhile. */
+ * word that holds the kind is stored before anything that could be taken for such a word. No locks, no system calls;
+ * the slow path makes room and the reservation is tried again, so nothing depends on what signal handlers did
+ * meanwhile. The clock is read before the stores: they cost a nanosecond less behind it. */
 
     .intel_syntax noprefix
     .text
 
     .set BLOCK_END, 8
     .set BLOCK_EPOCH, 16
+    .set TIME, 0
+    .set KIND, 4
+    .set FUNCTION, 8
+    .set RETURN_ADDRESS, 12
     .set RED_ZONE, 128
     .set KIND_ENTRY, 1
     .set KIND_EXIT, 2
@@ -72,7 +77,17 @@
     jae \slow
     .endm
 
-    /* The rare ends of a routine, with rcx kept where \kept says it matters; both try again at 1. */
+    /* Store the low half of the clock; to \changed when the high half is not the one the chunk knows. */
+    .macro stamp changed
+    rdtsc
+    mov [rbx + TIME], eax
+    mov rax, qword ptr [rip + cs_thread@gottpoff]
+    mov rax, fs:[rax]
+    cmp edx, [rax + BLOCK_EPOCH]
+    jne \changed
+    .endm
+
+    /* The rare ends of a routine; both try again at 1. */
     .macro rare sp_offset, bytes, clock
 8:  lea rax, [rsp + \sp_offset]
     call cs_call_refill
@@ -87,27 +102,27 @@
     .macro entry_routine name, clock, red
     routine \name
     keep rax
+    .if \clock
     keep rdx
+    .endif
     keep rbx
     keep_flags
-    .set sp_offset, 32 + 8 + 8 + \red
+    .set sp_offset, 24 + 8 * \clock + 8 + 8 + \red
 1:  reserve 16, 8f
-    lea edx, [rsp + sp_offset + KIND_ENTRY]
-    mov [rbx + 4], edx
-    mov [rbx + 8], ecx
-    mov edx, [rsp + sp_offset]
-    mov [rbx + 12], edx
     .if \clock
-    mov ecx, [rax + BLOCK_EPOCH]
-    rdtsc
-    cmp edx, ecx
-    jne 9f
-    mov [rbx], eax
+    stamp 9f
     .endif
+    lea eax, [rsp + sp_offset + KIND_ENTRY]
+    mov [rbx + KIND], eax
+    mov [rbx + FUNCTION], ecx
+    mov eax, [rsp + sp_offset]
+    mov [rbx + RETURN_ADDRESS], eax
     .cfi_remember_state
     restore_flags
     restore rbx
+    .if \clock
     restore rdx
+    .endif
     restore rax
     ret
     .cfi_restore_state
@@ -118,36 +133,24 @@
     .macro exit_routine name, kind, clock, red
     routine \name
     keep rax
-    keep rbx
     .if \clock
     keep rdx
-    keep rcx
-    keep_flags
-    .set sp_offset, 40 + 8 + \red
-    .else
-    keep_flags
-    .set sp_offset, 24 + 8 + \red
     .endif
+    keep rbx
+    keep_flags
+    .set sp_offset, 24 + 8 * \clock + 8 + \red
 1:  reserve 8, 8f
     .if \clock
-    lea edx, [rsp + sp_offset + \kind]
-    mov [rbx + 4], edx
-    mov ecx, [rax + BLOCK_EPOCH]
-    rdtsc
-    cmp edx, ecx
-    jne 9f
-    mov [rbx], eax
-    .else
-    lea eax, [rsp + sp_offset + \kind]
-    mov [rbx + 4], eax
+    stamp 9f
     .endif
+    lea eax, [rsp + sp_offset + \kind]
+    mov [rbx + KIND], eax
     .cfi_remember_state
     restore_flags
+    restore rbx
     .if \clock
-    restore rcx
     restore rdx
     .endif
-    restore rbx
     restore rax
     ret
     .cfi_restore_state
@@ -210,9 +213,8 @@
     ret
     end_routine cs_call_refill
 
-    /* rbx = the slot, eax = its bytes, edx = the new epoch. An entry's function id comes back into ecx. */
+    /* rbx = the slot, eax = its bytes, edx = the new epoch. */
     routine cs_call_new_epoch
-    mov ecx, [rbx + 8]
     enter_c
     mov rdi, rbx
     mov esi, eax

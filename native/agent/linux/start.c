@@ -11,6 +11,10 @@
 
 #define THREAD_LIMIT 8191u /* at a time */
 #define SMALLEST_MAPPING 0x4000000ull
+/* Files of this size would fill the space near the libraries, where trampolines must lie. This is far from everything,
+ * the shadow memory of sanitizers included. */
+#define EVENTS_ADDRESS 0x400000000000ull
+#define JOURNAL_ADDRESS 0x3ff000000000ull
 
 struct cs_launch cs_launch;
 
@@ -120,7 +124,7 @@ static void describe_program(int argument_count, char **arguments) {
 
 /* Map a file of the session shared, closed to reading and writing. Less than the whole file when the program's address
  * space is limited: most of that is the program's. */
-static uint8_t *map_session_file(const char *directory, const char *name, uint64_t *bytes) {
+static uint8_t *map_session_file(const char *directory, const char *name, uint64_t address, uint64_t *bytes) {
     char path[4096];
     uint64_t at = 0;
     if (!cs_text_append(path, sizeof path, &at, directory) || !cs_text_append(path, sizeof path, &at, name))
@@ -135,11 +139,9 @@ static uint8_t *map_session_file(const char *directory, const char *name, uint64
     if (share > size)
         share = size;
     uint8_t *base = NULL;
-    for (; share && !base; share = base || share <= SMALLEST_MAPPING ? share : share / 2) {
-        base = cs_map(0, share, PROT_NONE, MAP_SHARED | MAP_NORESERVE, descriptor, 0);
-        if (base || share <= SMALLEST_MAPPING)
+    for (; share >= SMALLEST_MAPPING || share == size; share /= 2)
+        if ((base = cs_map((void *)address, share, PROT_NONE, MAP_SHARED | MAP_NORESERVE, descriptor, 0)))
             break;
-    }
     cs_close(descriptor);
     if (base)
         cs_call3(SYS_madvise, (long)base, (long)share, MADV_DONTDUMP);
@@ -180,8 +182,8 @@ static void enter_process(void) {
 
 static void begin(const char *directory, int argument_count, char **arguments) {
     uint64_t events_bytes, journal_bytes;
-    uint8_t *events = map_session_file(directory, "/events", &events_bytes);
-    uint8_t *journal = events ? map_session_file(directory, "/journal", &journal_bytes) : NULL;
+    uint8_t *events = map_session_file(directory, "/events", EVENTS_ADDRESS, &events_bytes);
+    uint8_t *journal = events ? map_session_file(directory, "/journal", JOURNAL_ADDRESS, &journal_bytes) : NULL;
     if (!events || !journal || !prepare_blocks() ||
         !cs_session_open(events, events_bytes, journal, journal_bytes)) {
         if (events)
