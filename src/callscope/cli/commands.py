@@ -1,0 +1,32 @@
+"""The commands: where each is, and a line about it. Nothing here imports a command."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Command(NamedTuple):
+    """One command: the object `name` in the module `callscope.cli.<module>`, and its line of help."""
+
+    name: str
+    module: str
+    summary: str
+
+
+SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
+    "Record": (
+        Command("record", "record", "Run a program and record its calls."),
+    ),
+    "Look at a trace": (
+        Command("report", "report", "Functions by total time, own time, calls."),
+        Command("tree", "tree", "Who called whom, nested, with times."),
+        Command("calls", "calls", "Every call, one a line."),
+        Command("info", "info", "What was recorded, and how completely."),
+        Command("modules", "modules", "Programs and libraries as they were loaded and unloaded."),
+    ),
+    "Look at a program": (
+        Command("plan", "plan", "Functions of a binary, what of them can be traced, what not and why."),
+    ),
+}  # fmt: skip
+
+COMMANDS: Final = {command.name: command for section in SECTIONS.values() for command in section}

@@ -1,0 +1,259 @@
+"""A trace's calls table in DuckDB: the views that reports ask, and the connection that users may ask too.
+
+Views and tables
+    calls       what users see: names instead of numbers, a row a call, made by joins on `call_rows`
+    call_rows   the calls as stored (callscope.calls), in order of `call_id`
+    nodes       paths of functions from the root, with counts and times
+    durations   histogram of durations by function
+    functions, sites, threads, processes, modules
+Times are nanoseconds since the session's start; in a trace without clock they are NULL in `calls`, zero elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import duckdb
+from numpy.typing import NDArray
+
+from callscope import format as records
+from callscope.errors import TraceError
+
+MEMORY_LIMIT: Final = "1GB"
+THREAD_LIMIT: Final = 8
+BATCH: Final = 10_000
+"""Rows fetched at a time."""
+FIRST_RANGE: Final = 1 << 14
+LONGEST_RANGE: Final = 1 << 20
+"""Calls asked for at a time by `stream_calls`; longer where few are chosen."""
+
+ENDINGS: Final = ("return", "tail_call", "unwound", "running")
+"""Names of the values of `ended_by`."""
+
+_SMALL_TABLES = ("functions", "sites", "threads", "processes", "modules")
+_LARGE_TABLES = ("nodes", "durations")
+_CALL_FILE = re.compile(r"calls-(\d+)-(\d+)\.parquet")
+
+_NO_CALLS = """
+CREATE VIEW call_rows AS SELECT 0::BIGINT AS call_id, 0::BIGINT AS up, 0 AS thread, 0 AS function_id, 0 AS site,
+    0::BIGINT AS start_ns, 0::BIGINT AS duration_ns, 0::BIGINT AS self_ns, 0 AS depth, 0::UTINYINT AS ended_by,
+    0::BIGINT AS descendants, 0 AS node, false AS gap WHERE false
+"""
+
+_CALLS = """
+SELECT c.call_id,
+       CASE WHEN c.up > 0 THEN c.call_id - c.up END AS parent_id,
+       t.pid,
+       t.tid,
+       c.function_id,
+       f.name AS function,
+       f.module,
+       f.address,
+       s.label AS call_site,
+       {start_ns} AS start_ns,
+       {duration_ns} AS duration_ns,
+       {self_ns} AS self_ns,
+       c.depth,
+       CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END AS ended_by,
+       CASE WHEN c.gap THEN s.name END AS via
+FROM {source} c
+LEFT JOIN functions f ON f.function_id = c.function_id
+LEFT JOIN threads t ON t.thread = c.thread
+LEFT JOIN site_labels s ON s.site = c.site
+"""
+
+_SITE_LABELS = """
+CREATE VIEW site_labels AS
+SELECT site, name, CASE WHEN module IS NULL THEN printf('0x%x', address) ELSE module || printf('+0x%x', rva) END AS label
+FROM sites
+"""
+
+_FILE_RANGES = """
+SELECT file_name, min(stats_min_value::BIGINT) AS first, max(stats_max_value::BIGINT) AS last
+FROM parquet_metadata([{files}]) WHERE path_in_schema = 'call_id' GROUP BY file_name ORDER BY first
+"""
+
+
+class Database:
+    """One trace's tables, and what is known of its session.
+
+    session: the contents of session.json. meta: the contents of calls/meta.json. A context manager: leaving closes the
+    connection and removes its temporary files.
+    """
+
+    def __init__(self, trace: Path, calls: Path, session: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Open the tables in the directory `calls` of the trace directory `trace`; TraceError when they are damaged."""
+        self.trace = trace
+        self.calls = calls
+        self.session = session
+        self.meta = meta
+        self._temporary = tempfile.mkdtemp(prefix="callscope-")
+        self.connection = duckdb.connect(
+            config={
+                "memory_limit": MEMORY_LIMIT,
+                "threads": min(len(os.sched_getaffinity(0)), THREAD_LIMIT),
+                "temp_directory": str(Path(self._temporary) / "spill"),
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "preserve_insertion_order": True,
+            }
+        )
+        try:
+            self._create_views()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and remove its temporary files."""
+        self.connection.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether times were recorded, and not only the order of calls."""
+        return not int(self.session.get("features") or 0) & records.FEATURE_NO_CLOCK
+
+    @property
+    def call_count(self) -> int:
+        """Calls in the whole trace."""
+        return int(self.meta.get("calls") or 0)
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """All rows of a query, as dicts. Raises TraceError when the tables are damaged."""
+        try:
+            cursor = self.connection.execute(sql, list(parameters))
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        except duckdb.Error as error:
+            raise self._damaged(error) from error
+
+    def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, fetched in batches. Until the iterator ends, no other query may be made.
+
+        Raises TraceError when the tables are damaged.
+        """
+        try:
+            cursor = self.connection.execute(sql)
+            while batch := cursor.fetchmany(BATCH):
+                yield from batch
+        except duckdb.Error as error:
+            raise self._damaged(error) from error
+
+    def stream_calls(self, query: Callable[[str], str]) -> Iterator[tuple[Any, ...]]:
+        """The rows that a query makes of all calls, in order, in bounded memory.
+
+        `query(source)` answers SQL over `source`, some of the rows of `call_rows`, which ends in ORDER BY call_id. It is
+        asked for one range of call ids after the other: a small one first, so that the first rows come at once. (DuckDB
+        sorts a million rows in little time and memory, and keeps no order through joins by itself.)
+        """
+        first, length = 0, FIRST_RANGE
+        end = max((last + 1 for _, last, _ in self._files), default=0)
+        while first < end:
+            rows = 0
+            for row in self.stream(query(self._range(first, first + length))):
+                rows += 1
+                yield row
+            first += length
+            length = min(length * 4, LONGEST_RANGE if rows > length // 16 else LONGEST_RANGE * 16)
+
+    def calls_query(self, source: str = "call_rows") -> str:
+        """The rows of `source` as the view `calls` shows them: its definition."""
+        times = ("start_ns", "duration_ns", "self_ns")
+        values = {name: f"c.{name}" if self.has_clock else "NULL::BIGINT" for name in times}
+        return _CALLS.format(source=source, **values)
+
+    def create_table(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Make or replace a temporary table, such as create_table('labels', 'id INTEGER, label VARCHAR', rows)."""
+        self.rows(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
+        if rows:
+            values = list(zip(*rows, strict=True))
+            unnested = ", ".join("unnest(?)" for _ in values)
+            self.rows(f"INSERT INTO {name} SELECT {unnested}", [list(column) for column in values])
+
+    def arrays(self, sql: str) -> dict[str, NDArray[Any]]:
+        """All rows of a query as NumPy arrays by column. Raises TraceError when the tables are damaged."""
+        try:
+            return self.connection.execute(sql).fetchnumpy()
+        except duckdb.Error as error:
+            raise self._damaged(error) from error
+
+    def create_table_of_arrays(self, name: str, columns: dict[str, NDArray[Any]]) -> None:
+        """Make or replace a temporary table of NumPy arrays."""
+        self.connection.register("given_arrays", columns)
+        self.rows(f"CREATE OR REPLACE TEMP TABLE {name} AS FROM given_arrays")
+        self.connection.unregister("given_arrays")
+
+    def _create_views(self) -> None:
+        """Views over the Parquet files; the small ones are read into memory."""
+        files = sorted(
+            (int(match[1]), int(match[2]), str(path))
+            for path in self.calls.iterdir()
+            if (match := _CALL_FILE.fullmatch(path.name))
+        )
+        self._files: list[tuple[int, int, str]] = []
+        if files:
+            listed = ", ".join(quoted(path) for _, _, path in files)
+            self.rows(f"CREATE VIEW call_rows AS SELECT * FROM read_parquet([{listed}])")
+            ranges = self.rows(_FILE_RANGES.format(files=listed))
+            self._files = [(row["first"], row["last"], row["file_name"]) for row in ranges]
+        else:
+            self.rows(_NO_CALLS)
+        for name in _SMALL_TABLES:
+            self.rows(f"CREATE TABLE {name} AS SELECT * FROM {self._parquet(name)}")
+        for name in _LARGE_TABLES:
+            self.rows(f"CREATE VIEW {name} AS SELECT * FROM {self._parquet(name)}")
+        self.rows(_SITE_LABELS)
+        self.rows(f"CREATE VIEW calls AS {self.calls_query()}")
+
+    def _range(self, first: int, end: int) -> str:
+        """A source of the calls `first` to `end` - 1, which opens only the files that hold them."""
+        files = ", ".join(quoted(path) for low, high, path in self._files if low < end and high >= first)
+        rows = f"read_parquet([{files}])" if files else "call_rows"
+        return f"(SELECT * FROM {rows} WHERE call_id >= {first} AND call_id < {end})"
+
+    def _parquet(self, name: str) -> str:
+        return f"read_parquet([{quoted(str(self.calls / name) + '.parquet')}])"
+
+    def _damaged(self, error: duckdb.Error) -> TraceError:
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return TraceError(
+                f"the question needs more than {MEMORY_LIMIT} of memory: ask for less, with --limit or --function"
+            )
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return TraceError(
+            f"the calls table {self.calls} cannot be read ({reason}): delete it and try again, it is rebuilt"
+        )
+
+
+def quoted(text: str) -> str:
+    """A string literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def open_database(path: Path, progress: Callable[[int, int], None] | None = None) -> Database:
+    """Open the trace at `path`, building its calls table when that is missing or stale.
+
+    `progress` is told of events done and to do. Raises TraceError.
+    """
+    from callscope.calls.build import build_calls
+    from callscope.trace.open import open_trace
+
+    trace = open_trace(path)
+    table = build_calls(trace, progress=progress)
+    return Database(path, Path(table.path), trace.session, table.meta)

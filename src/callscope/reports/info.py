@@ -1,0 +1,217 @@
+"""What was recorded, and how completely: `callscope info`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from callscope.reports.database import Database
+from callscope.reports.text import BOLD, YELLOW, Style, duration, plural, printable, size
+
+MOST_LISTED = 20
+"""Modules and processes shown as text; JSON has all."""
+
+
+def info(database: Database) -> dict[str, Any]:
+    """Everything about a session that is no call. Times in nanoseconds; sizes in bytes of disk.
+
+    modules: each traced image once, with its coverage (places patched of those found, by kind), functions called and
+    calls. rejected: images that should have been traced and could not, with reasons.
+    """
+    session, meta = database.session, database.meta
+    counts = database.rows(
+        "SELECT count(*) AS threads, coalesce(sum(events), 0)::BIGINT AS events FROM threads WHERE events > 0 OR calls > 0"
+    )[0]
+    clock = "none" if not database.has_clock else "tsc"
+    return {
+        "trace": str(database.trace),
+        "status": session.get("status"),
+        "callscope": session.get("callscope"),
+        "command": session.get("command") or [],
+        "cwd": session.get("cwd"),
+        "host": session.get("host") or {},
+        "started": session.get("started"),
+        "duration_ns": meta.get("duration_ns"),
+        "exit_status": session.get("exit_status"),
+        "main_pid": session.get("main_pid"),
+        "clock": clock,
+        "clock_hz": _frequency(session) if database.has_clock else None,
+        "options": session.get("options") or {},
+        "processes": _processes(database),
+        "threads": counts["threads"],
+        "calls": database.call_count,
+        "events": counts["events"],
+        "lost_events": meta.get("lost_events") or 0,
+        "size": {
+            "events": disk_size(database.trace / "events"),
+            "calls": disk_size(database.calls),
+            "total": disk_size(database.trace),
+        },
+        "modules": _modules(database),
+        "rejected": session.get("rejected") or [],
+        "warnings": meta.get("warnings") or [],
+    }
+
+
+def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
+    """`info` as lines."""
+    lost = facts["lost_events"]
+    host = facts["host"]
+    machine = ", ".join(
+        str(part) for part in (host.get("hostname"), host.get("kernel"), host.get("machine")) if part
+    ) + (f", {plural(host['cpus'], 'CPU')}" if host.get("cpus") else "")
+    bytes_a_call = f", {facts['size']['events'] / facts['calls']:.1f} bytes a call" if facts["calls"] else ""
+    values = {
+        "Trace": f"{facts['trace']}{'' if facts['status'] == 'complete' else ' (not complete)'}",
+        "Command": shlex.join(facts["command"]),
+        "Directory": facts["cwd"],
+        "Host": machine,
+        "Started": facts["started"],
+        "Duration": duration(facts["duration_ns"]).strip() if facts["duration_ns"] is not None else None,
+        "Ended": _ending(facts),
+        "Clock": _clock(facts),
+        "Options": _options(facts["options"]),
+        "Recorded": f"{plural(facts['calls'], 'call')} in {plural(facts['threads'], 'thread')} of "
+        f"{plural(len(facts['processes']), 'process')}, {plural(facts['events'], 'event')}",
+        "Lost": plural(lost, "event") if lost else "nothing",
+        "Size": f"{size(facts['size']['events'])} of events{bytes_a_call}; {size(facts['size']['calls'])} calls table",
+    }
+    for name, value in values.items():
+        if value:
+            shown = printable(str(value))
+            yield f"{style.paint(f'{name:<10}', BOLD)} {style.paint(shown, YELLOW) if name == 'Lost' and lost else shown}"
+    if len(facts["processes"]) > 1:
+        yield ""
+        yield style.paint("Processes", BOLD)
+        yield from _limited([_process_line(process) for process in facts["processes"]])
+    yield ""
+    yield style.paint("Traced", BOLD)
+    yield from _limited([_module_line(module) for module in facts["modules"]] or ["  nothing"])
+    for title, lines in (
+        ("Not traced", [f"  {entry.get('path')}: {entry.get('reason')}" for entry in facts["rejected"]]),
+        ("Remarks", [f"  {warning}" for warning in facts["warnings"]]),
+    ):
+        if lines:
+            yield ""
+            yield style.paint(title, BOLD)
+            yield from _limited(lines)
+
+
+def disk_size(path: Path) -> int:
+    """Bytes on disk of a file or of all below a directory; 0 when it is not there. Sparse files count what they use."""
+    try:
+        files = [path, *path.rglob("*")] if path.is_dir() else [path]
+        return sum(file.lstat().st_blocks * 512 for file in files)
+    except OSError:
+        return 0
+
+
+def _processes(database: Database) -> list[dict[str, Any]]:
+    return database.rows(
+        "SELECT p.process, p.parent, p.pid, p.ppid, p.cause, p.path, p.command, p.start_ns, p.end_ns,"
+        " coalesce(t.threads, 0) AS threads, coalesce(t.calls, 0)::BIGINT AS calls FROM processes p LEFT JOIN"
+        " (SELECT process, count(*) AS threads, sum(calls) AS calls FROM threads GROUP BY process) t"
+        " ON t.process = p.process ORDER BY p.process"
+    )
+
+
+def _modules(database: Database) -> list[dict[str, Any]]:
+    """The images of the session, and what became of them in the processes."""
+    loads = {
+        row["path"]: row
+        for row in database.rows(
+            "SELECT path, count(*) AS loads, coalesce(sum(refused), 0)::BIGINT AS refused FROM modules WHERE traced"
+            " GROUP BY path"
+        )
+    }
+    called = {
+        row["path"]: row
+        for row in database.rows(
+            "SELECT f.path, count(*) AS functions_called, sum(n.calls)::BIGINT AS calls FROM functions f JOIN"
+            " (SELECT function_id, sum(calls) AS calls FROM nodes GROUP BY function_id) n"
+            " ON n.function_id = f.function_id GROUP BY f.path"
+        )
+    }
+    images = [image for image in database.session.get("images") or [] if isinstance(image, dict)]
+    known = {image.get("path") for image in images}
+    images += [{"path": path} for path in sorted((loads.keys() | called.keys()) - known) if path]
+    return [
+        {
+            "path": image.get("path"),
+            "build_id": image.get("build_id"),
+            "functions": image.get("function_count"),
+            "functions_called": called.get(image.get("path"), {}).get("functions_called", 0),
+            "calls": called.get(image.get("path"), {}).get("calls", 0),
+            "loads": loads.get(image.get("path"), {}).get("loads", 0),
+            "patches_refused": loads.get(image.get("path"), {}).get("refused", 0),
+            "coverage": image.get("coverage") or {},
+        }
+        for image in images
+    ]
+
+
+def _frequency(session: Mapping[str, Any]) -> float | None:
+    """Ticks of the clock a second, from its readings at start and end."""
+    try:
+        start, end = session["clock"]["start"], session["clock"]["end"]
+        return float((end["tsc"] - start["tsc"]) * 1e9 / (end["monotonic_ns"] - start["monotonic_ns"]))
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _ending(facts: Mapping[str, Any]) -> str:
+    status = facts["exit_status"]
+    if status is None:
+        return "unknown: the recording was cut off, or goes on"
+    return f"exit status {status}" + (f" (signal {status - 128})" if 128 < status <= 128 + 64 else "")
+
+
+def _clock(facts: Mapping[str, Any]) -> str:
+    if facts["clock"] == "none":
+        return "none: the order of calls, no times"
+    hertz = facts["clock_hz"]
+    return "time-stamp counter" + (f", {hertz / 1e9:.3f} GHz" if hertz else "")
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """The options that were given, as far as they are not silent or told elsewhere."""
+    given = []
+    for name, value in options.items():
+        if name in ("output", "clock", "follow") or not value:
+            continue
+        given.append(f"{name.replace('_', ' ')} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    if options.get("follow") is False:
+        given.append("no follow")
+    return "; ".join(given)
+
+
+def _process_line(process: Mapping[str, Any]) -> str:
+    name = shlex.join(process["command"] or [process["path"] or "?"])
+    origin = "" if process["cause"] == "launch" else f" ({process['cause']} of {process['ppid']})"
+    if process["cause"] == "exec":
+        origin = " (exec)"
+    return f"  {process['pid']:>7}  {plural(process['calls'], 'call')}, {plural(process['threads'], 'thread')}: {name}{origin}"
+
+
+def _module_line(module: Mapping[str, Any]) -> str:
+    parts = [f"{plural(module['functions_called'], 'function')} called"]
+    if module["functions"]:
+        parts[0] = f"{module['functions_called']:,} of {plural(module['functions'], 'function')} called"
+    for kind, name in (("entries", "entries"), ("exits", "returns"), ("tails", "tail jumps")):
+        share = module["coverage"].get(kind) or {}
+        if share.get("found"):
+            parts.append(f"{100 * share['patched'] / share['found']:.1f} % of {name}")
+    if module["patches_refused"]:
+        parts.append(f"{plural(module['patches_refused'], 'patch')} refused")
+    if module["loads"] > 1:
+        parts.append(f"loaded {module['loads']:,} times")
+    return f"  {module['path']}: {', '.join(parts)}"
+
+
+def _limited(lines: list[str]) -> Iterator[str]:
+    for line in lines[:MOST_LISTED]:
+        yield printable(line)
+    if len(lines) > MOST_LISTED:
+        yield f"  and {len(lines) - MOST_LISTED:,} more (--format json has all)"

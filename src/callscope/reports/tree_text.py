@@ -1,0 +1,249 @@
+"""Calls in order, written as nested braces: what is kept is the stack of open calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from callscope.globs import without_parameters
+from callscope.reports.database import Database
+from callscope.reports.selection import label, main_module
+from callscope.reports.text import BOLD, DIM, YELLOW, Style, duration, duration_colour, plural, printable
+
+INDENT: Final = 2
+DEEPEST_INDENT: Final = 100
+"""Levels that are indented in a pipe. Deeper ones are numbered: a deep recursion's text would grow by its square."""
+
+REMARKS: Final = ("", "ends in a tail call", "unwound", "still running")
+"""By `ended_by`."""
+
+_DURATION_COLUMNS = 8
+
+
+class Row(NamedTuple):
+    """A call as the tree needs it: columns of `call_rows`."""
+
+    call_id: int
+    up: int
+    thread: int
+    function_id: int
+    site: int
+    duration_ns: int
+    ended_by: int
+    descendants: int
+    gap: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How much of the tree is written. depth: levels, the root being one. limit: calls in all. 0 is no limit.
+
+    fold: one line for calls of the same function that follow each other and call nothing.
+    """
+
+    depth: int = 0
+    limit: int = 0
+    fold: bool = False
+
+
+@dataclass(slots=True)
+class _Open:
+    """An opening brace: of a call or, when `via` is set, of untraced code between a call and the next."""
+
+    end: int
+    closing: str
+    tid: str
+    via: str | None = None
+
+
+@dataclass(slots=True)
+class _Leaf:
+    """A call that is not written yet: it may turn out to be a parent. `times`: calls like it folded into it."""
+
+    row: Row
+    times: int
+    total_ns: int
+
+
+@dataclass
+class TreeWriter:
+    """Turns rows into lines.
+
+    first_calls: by thread, the call from which on rows were chosen; those before enclose it. After `lines`: `shown`
+    calls were written, and `cut` tells whether the limit left some out.
+    """
+
+    database: Database
+    style: Style
+    shape: Shape
+    first_calls: dict[int, int]
+    shown: int = 0
+    cut: bool = False
+    _stack: list[_Open] = field(default_factory=list)
+    _level: int = 0  # calls on the stack
+    _names: dict[tuple[int, str], tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        database = self.database
+        self._clock = database.has_clock
+        self._threads = {row["thread"]: row for row in database.rows("FROM threads")}
+        self._processes = {row["process"]: row for row in database.rows("FROM processes")}
+        self._functions = {row["function_id"]: row for row in database.rows("FROM functions")}
+        self._sites = {row["site"]: row["name"] for row in database.rows("SELECT site, name FROM sites")}
+        self._tid_columns = max((len(str(row["tid"])) for row in self._threads.values()), default=3)
+        self._margin = (_DURATION_COLUMNS + 2 if self._clock else 0) + self._tid_columns + 2
+        deepest = max((self.style.width - self._margin - 30) // INDENT, 4) if self.style.width else DEEPEST_INDENT
+        self._indents = [" " * (INDENT * level) for level in range(deepest)]
+        self._tid = self._main = ""
+
+    def lines(self, rows: Iterable[Row]) -> Iterator[str]:
+        """The whole text: titles, then every thread."""
+        titles = ["Duration"] if self._clock else []
+        yield self.style.paint("  ".join([*titles, "TID".rjust(self._tid_columns), "Call"]), BOLD)
+        waiting: _Leaf | None = None
+        thread, seen = None, -1
+        for row in rows:
+            before, seen = seen, row.call_id
+            if waiting is not None:
+                if row.call_id <= waiting.row.call_id + waiting.row.descendants:
+                    if self.shape.depth and self._level + 1 >= self.shape.depth:
+                        continue
+                    yield self._open(waiting.row)
+                elif self.shape.fold and alike(waiting, row):
+                    waiting.times += 1
+                    waiting.total_ns += row.duration_ns
+                    continue
+                else:
+                    yield self._leaf(waiting)
+                waiting = None
+                if self.shape.limit and self.shown >= self.shape.limit:
+                    self.cut = True
+                    break
+            yield from self._close(row.call_id)
+            if row.thread != thread:
+                yield from self._heading(row.thread, first=thread is None)
+                thread = row.thread
+            if row.call_id == self.first_calls.get(thread) and row.call_id > before + 1 and self._stack:
+                yield self._prefix(None) + self._indent() + self.style.paint("/* earlier calls left out */", DIM)
+            yield from self._bridge(row)
+            waiting = _Leaf(row, 1, row.duration_ns)
+        if waiting is not None:
+            yield self._leaf(waiting)
+        yield from self._close(None)
+
+    def _open(self, row: Row) -> str:
+        """A call with calls inside."""
+        text, brackets = self._name(row.function_id)
+        line = self._call(row, row.duration_ns, f"{brackets} {{")
+        self._stack.append(_Open(row.call_id + row.descendants, text, self._tid))
+        self._level += 1
+        return line
+
+    def _leaf(self, leaf: _Leaf) -> str:
+        """A call with nothing inside, or nothing that is shown."""
+        row = leaf.row
+        brackets = self._name(row.function_id)[1]
+        if row.descendants:
+            return self._call(row, row.duration_ns, f"{brackets} {{...}}", f"{plural(row.descendants, 'call')} inside")
+        self.shown += leaf.times - 1
+        return self._call(row, leaf.total_ns, f"{brackets};", f"{leaf.times:,} times" if leaf.times > 1 else "")
+
+    def _call(self, row: Row, ns: int, ending: str, remark: str = "") -> str:
+        """The line of a call."""
+        self.shown += 1
+        comment = ""
+        if remark or row.ended_by:
+            comment = f" /* {', '.join(filter(None, (remark, REMARKS[min(row.ended_by, 3)])))} */"
+        indent = self._indent()
+        name = self._name(row.function_id)[0]
+        if self.style.width:
+            room = self.style.width - self._margin - len(indent) - len(ending) - len(comment)
+            name = self.style.name(name, room)
+        if comment:
+            comment = self.style.paint(comment, YELLOW if row.ended_by else DIM)
+        return f"{self._prefix(ns)}{indent}{name}{ending}{comment}"
+
+    def _bridge(self, row: Row) -> Iterator[str]:
+        """The brace of untraced code around a call made through it; calls in a row through the same share one."""
+        via = self._via(row.site) if row.gap else None
+        if self._stack and self._stack[-1].via not in (None, via):
+            yield self._closing(self._stack.pop())
+        if via is not None and not (self._stack and self._stack[-1].via == via):
+            end = self._stack[-1].end if self._stack else row.call_id + row.descendants
+            room = (self.style.width or 0) - self._margin - len(self._indent()) - 14
+            text = f"[untraced {self.style.name(via, room)}]"
+            yield f"{self._prefix(None)}{self._indent()}{self.style.paint(text + ' {', DIM)}"
+            self._stack.append(_Open(end, text, self._tid, via))
+
+    def _close(self, call_id: int | None) -> Iterator[str]:
+        """Closing braces of all that has ended before a call, or of everything."""
+        while self._stack and (call_id is None or self._stack[-1].end < call_id):
+            entry = self._stack.pop()
+            self._level -= entry.via is None
+            yield self._closing(entry)
+
+    def _closing(self, entry: _Open) -> str:
+        comment = self.style.paint(f"/* {entry.closing} */", DIM)
+        return f"{self._prefix(None, entry.tid)}{self._indent()}}} {comment}"
+
+    def _heading(self, thread: int, first: bool) -> Iterator[str]:
+        """A line about a thread, from which on lines are this thread's."""
+        row = self._threads.get(thread, {})
+        process = self._processes.get(row.get("process"), {})
+        self._tid = str(row.get("tid", "?")).rjust(self._tid_columns)
+        self._main = main_module(process.get("path"))
+        if not first:
+            yield ""
+        name = f' "{row["name"]}"' if row.get("name") else ""
+        command = " ".join(process.get("command") or ())
+        text = printable(f"thread {row.get('tid', '?')}{name} of process {row.get('pid', '?')}: {command}")
+        yield self.style.comment(text[: self.style.width - 2] if self.style.width else text)
+
+    def _prefix(self, ns: int | None, tid: str | None = None) -> str:
+        """The columns before the tree."""
+        tid = self._tid if tid is None else tid
+        if not self._clock:
+            return f"{tid}  "
+        if ns is None:
+            return f"{'':{_DURATION_COLUMNS}}  {tid}  "
+        return f" {self.style.paint(duration(ns), *duration_colour(ns))}  {tid}  "
+
+    def _indent(self) -> str:
+        """The space before a line, a brace deep for each open one; the number of the level where that is too much."""
+        level = len(self._stack)
+        if level < len(self._indents):
+            return self._indents[level]
+        return f"{self._indents[-1]}(+{level - len(self._indents) + 1}) "
+
+    def _name(self, function: int) -> tuple[str, str]:
+        """A function's printable name, with its module when that is not the process's own, and what to write after it.
+
+        That is a pair of brackets, unless the name ends in its parameters.
+        """
+        key = function, self._main
+        name = self._names.get(key)
+        if name is None:
+            row = self._functions.get(function) or {"name": "?", "module": None}
+            text = printable(row["name"] if row["module"] == self._main else label(row["name"], row["module"]))
+            name = self._names[key] = text, "" if without_parameters(text) != text else "()"
+        return name
+
+    def _via(self, site: int) -> str:
+        return printable(self._sites.get(site) or "?")
+
+
+def alike(leaf: _Leaf, row: Row) -> bool:
+    """Whether a call can be told together with the one before: both call nothing and differ in nothing but time."""
+    last = leaf.row
+    return (
+        row.function_id == last.function_id
+        and row.call_id == last.call_id + leaf.times
+        and row.call_id - row.up == last.call_id - last.up
+        and (row.up > 0) == (last.up > 0)
+        and row.descendants == last.descendants == 0
+        and row.ended_by == last.ended_by == 0
+        and row.gap == last.gap
+        and (not row.gap or row.site == last.site)
+        and row.thread == last.thread
+    )
