@@ -14,11 +14,11 @@
 
 /* Where a thread's next event goes. The first three fields are read by the hot path (linux/entry.S). */
 struct cs_block {
-    uint64_t cursor; /* address of the next event */
-    uint64_t end;    /* an event may start below this address */
-    uint32_t epoch;  /* high half of the time-stamp counter, as the chunk knows it */
-    uint32_t used;   /* 1 while a thread owns the block; 0 in a child, which gets these pages zeroed */
-    uint64_t limit;  /* the chunk (or sink) is backed by memory up to here */
+    uint64_t cursor;               /* address of the next event */
+    uint64_t end;                  /* an event may start below this address */
+    uint32_t epoch;                /* high half of the time-stamp counter, as the chunk knows it */
+    uint32_t used;                 /* 1 while a thread owns the block; 0 in a child, which gets these pages zeroed */
+    uint64_t limit;                /* the chunk (or sink) is backed by memory up to here */
     struct cs_chunk_header *chunk; /* NULL while events have no room and go to the sink */
     uint8_t *sink;                 /* memory for events that have no room, or NULL */
     uint64_t spare;                /* number of a chunk claimed but without memory (disk full), or 0 */
@@ -63,14 +63,15 @@ struct cs_session {
     struct cs_events_header *events; /* NULL: this process is not recorded */
     struct cs_journal_header *journal;
     uint64_t chunk_bytes;
-    uint64_t chunk_limit;    /* as the file has it */
-    uint64_t chunks_mapped;  /* fewer than chunk_limit when address space is limited */
+    uint64_t chunk_limit;   /* as the file has it */
+    uint64_t chunks_mapped; /* fewer than chunk_limit when address space is limited */
     uint64_t features;
-    uint64_t namespace_id;   /* of process ids; 0: unknown */
+    uint64_t namespace_id; /* of process ids; 0: unknown */
     uint32_t max_depth;
-    uint32_t last_process;   /* number of the process whose memory this is or was copied from */
-    uint32_t highest_block;  /* blocks given out here or in an ancestor */
+    uint32_t last_process;  /* number of the process whose memory this is or was copied from */
+    uint32_t highest_block; /* blocks given out here or in an ancestor */
     uint32_t notes_given;
+    bool alone; /* children of this process are not recorded */
     struct cs_process *process;
     struct cs_block *blocks;
     uint32_t block_limit;
@@ -115,6 +116,8 @@ void cs_events_abandon(uint32_t process);
 /* ---- threads.c */
 /* Give this process its number; journal its start. Does nothing when that is done. */
 void cs_process_enter(uint32_t cause, uint32_t parent);
+/* Whether this is a child of fork that is to be left alone. Its events come to nothing. */
+bool cs_process_ignored(void);
 /* The calling thread's block, registered if need be; NULL when it cannot have one. */
 struct cs_block *cs_thread_block(void);
 /* Close the blocks of threads that have ended; at most `checks` blocks are looked at. */

@@ -53,6 +53,11 @@ void cs_process_enter(uint32_t cause, uint32_t parent) {
     __atomic_store_n(&process->state, 2, __ATOMIC_RELEASE);
 }
 
+bool cs_process_ignored(void) {
+    return cs_session.alone && cs_session.last_process &&
+           __atomic_load_n(&cs_session.process->state, __ATOMIC_ACQUIRE) != 2;
+}
+
 /* Settle what an ended thread left behind; its block is then free. */
 static void bury(struct cs_block *block) {
     cs_events_close(block);
@@ -106,6 +111,8 @@ struct cs_block *cs_thread_block(void) {
         return NULL;
     if (self->block->used)
         return self->block;
+    if (cs_process_ignored())
+        return NULL;
     cs_process_enter(CS_CAUSE_FORK, cs_session.last_process);
     struct cs_process *process = cs_session.process;
     if (cs_system_pid() != process->pid)
@@ -145,7 +152,7 @@ void cs_refill(uint64_t sp) {
     uint64_t signals = cs_system_block_signals();
     struct cs_block *block = cs_thread_block();
     if (!block) {
-        if (!cs_thread.muted)
+        if (!cs_thread.muted && !cs_process_ignored())
             __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
         use_discard();
     } else if (block->cursor >= block->end) {

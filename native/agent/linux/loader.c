@@ -84,10 +84,10 @@ static bool describe(struct newcomer *newcomer, struct link_map *map) {
     if (!module)
         return false;
     struct cs_image *image = &newcomer->image;
-    bool known = is_program(map) ? cs_image_from_headers(image, map->l_addr,
-                                                         (const Elf64_Phdr *)cs_launch.program_headers,
-                                                         cs_launch.program_header_count)
-                                 : cs_image_from_base(image, map->l_addr);
+    bool known = is_program(map)
+                     ? cs_image_from_headers(image, map->l_addr, (const Elf64_Phdr *)cs_launch.program_headers,
+                                             cs_launch.program_header_count)
+                     : cs_image_from_base(image, map->l_addr);
     if (!known)
         *image = (struct cs_image){.bias = map->l_addr, .base = map->l_addr};
     module->handle = map;
@@ -178,7 +178,7 @@ static void look(void) {
 }
 
 void cs_loader_update(void) {
-    if (!started || cs_thread.muted) /* muted: the agent's own call out brought us here */
+    if (!started || cs_thread.muted || cs_process_ignored()) /* muted: the agent's own call out brought us here */
         return;
     uint64_t signals = cs_system_block_signals();
     /* A vfork child shares everything with its parent, but not its number; it has no business with the loader. */
@@ -199,9 +199,9 @@ void cs_loader_update(void) {
 /* Whether five bytes of an empty function may be overwritten: endbr64 and ret, or ret and padding up to the next. */
 static bool is_empty_function(const uint8_t *code) {
     static const uint8_t marked[] = {0xf3, 0x0f, 0x1e, 0xfa, 0xc3};
-    static const char *const paddings[] = {"\x66\x66\x2e\x0f", "\x66\x2e\x0f\x1f", "\x66\x66\x66\x2e", "\x0f\x1f\x44",
-                                           "\x0f\x1f\x80", "\x0f\x1f\x84", "\x0f\x1f\x40", "\x66\x0f\x1f\x44",
-                                           "\x90\x90\x90\x90", "\xcc\xcc\xcc\xcc"};
+    static const char *const paddings[] = {
+        "\x66\x66\x2e\x0f", "\x66\x2e\x0f\x1f", "\x66\x66\x66\x2e", "\x0f\x1f\x44",     "\x0f\x1f\x80",
+        "\x0f\x1f\x84",     "\x0f\x1f\x40",     "\x66\x0f\x1f\x44", "\x90\x90\x90\x90", "\xcc\xcc\xcc\xcc"};
     if (!memcmp(code, marked, sizeof marked))
         return true;
     for (uint64_t i = 0; code[0] == 0xc3 && i < sizeof paddings / sizeof *paddings; i++)

@@ -1,5 +1,5 @@
-/* The start and the end: the constructor runs before every other library's, so before the program has a chance to change
- * anything and before the C library is ready; all it uses is what the kernel put on the stack. */
+/* The start and the end: the constructor runs before every other library's, so before the program has a chance to
+ * change anything and before the C library is ready; all it uses is what the kernel put on the stack. */
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -41,11 +41,11 @@ ROUTINE(cs_tail_plain_deep);
 ROUTINE(cs_tail_plain_deep_red);
 
 #define ROUTINES(suffix)                                                                                               \
-    {                                                                                                                  \
-        [CS_STUB_ENTRY] = (uint64_t)cs_entry##suffix, [CS_STUB_EXIT] = (uint64_t)cs_exit##suffix,                      \
-        [CS_STUB_TAIL] = (uint64_t)cs_tail##suffix, [CS_STUB_ENTRY_RED_ZONE] = (uint64_t)cs_entry##suffix##_red,       \
-        [CS_STUB_TAIL_RED_ZONE] = (uint64_t)cs_tail##suffix##_red                                                      \
-    }
+    {[CS_STUB_ENTRY] = (uint64_t)cs_entry##suffix,                                                                     \
+     [CS_STUB_EXIT] = (uint64_t)cs_exit##suffix,                                                                       \
+     [CS_STUB_TAIL] = (uint64_t)cs_tail##suffix,                                                                       \
+     [CS_STUB_ENTRY_RED_ZONE] = (uint64_t)cs_entry##suffix##_red,                                                      \
+     [CS_STUB_TAIL_RED_ZONE] = (uint64_t)cs_tail##suffix##_red}
 
 /* By feature: bit 0 without the clock, bit 1 with the depth filter. */
 const uint64_t cs_routines[4][CS_STUB_COUNT] = {ROUTINES(), ROUTINES(_plain), ROUTINES(_deep), ROUTINES(_plain_deep)};
@@ -165,7 +165,7 @@ static bool prepare_blocks(void) {
 static uint64_t namespace_id(void) {
     struct stat status;
     return cs_failed(cs_call4(SYS_newfstatat, AT_FDCWD, (long)"/proc/self/ns/pid", (long)&status, 0)) ? 0
-                                                                                                     : status.st_ino;
+                                                                                                      : status.st_ino;
 }
 
 /* What this process was before: the image that called exec, or a child of a process of the session. */
@@ -184,8 +184,7 @@ static void begin(const char *directory, int argument_count, char **arguments) {
     uint64_t events_bytes, journal_bytes;
     uint8_t *events = map_session_file(directory, "/events", EVENTS_ADDRESS, &events_bytes);
     uint8_t *journal = events ? map_session_file(directory, "/journal", JOURNAL_ADDRESS, &journal_bytes) : NULL;
-    if (!events || !journal || !prepare_blocks() ||
-        !cs_session_open(events, events_bytes, journal, journal_bytes)) {
+    if (!events || !journal || !prepare_blocks() || !cs_session_open(events, events_bytes, journal, journal_bytes)) {
         if (events)
             cs_unmap(events, events_bytes);
         if (journal)
@@ -212,8 +211,9 @@ __attribute__((constructor)) static void start(int argument_count, char **argume
         return;
     cs_launch.recorder = variable(environment, "CALLSCOPE_RECORDER");
     read_auxiliary_vector(environment);
+    cs_session.alone = follow && cs_text_equal(follow, "0");
     begin(directory, argument_count, arguments);
-    if (follow && cs_text_equal(follow, "0"))
+    if (cs_session.alone)
         forget_environment(environment);
 }
 
