@@ -3,6 +3,7 @@
 #include "kernel.h"
 #include <errno.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@ static const int forwarded[FORWARDED] = {SIGINT, SIGQUIT, SIGTERM, SIGHUP};
 
 static struct sigaction saved[FORWARDED];
 static int replaced[FORWARDED];
+static pid_t owner;                  /* this process; planning processes forked from it inherit the handlers */
 static volatile sig_atomic_t target; /* 0: not started yet */
 static volatile sig_atomic_t pending[FORWARDED];
 
@@ -19,8 +21,14 @@ static volatile sig_atomic_t pending[FORWARDED];
 static void forward(int number, siginfo_t *info, void *context) {
     (void)context;
     int saved_errno = errno;
-    if (target != 0) {
-        if (info->si_code != SI_KERNEL) {
+    bool from_terminal = info->si_code == SI_KERNEL;
+    if (getpid() != owner) {
+        if (!from_terminal) { /* somebody wants the planning process itself to end */
+            signal(number, SIG_DFL);
+            raise(number);
+        }
+    } else if (target != 0) {
+        if (!from_terminal) {
             kill(target, number);
         }
     } else {
@@ -41,6 +49,7 @@ CS_EXPORT void cs_forward_end(void);
  * runs on whichever thread gets the signal. exec undoes it in children. Returns 0, or 1 when the system refuses. */
 CS_EXPORT int cs_forward_begin(void) {
     target = 0;
+    owner = getpid();
     for (int i = 0; i < FORWARDED; i++) {
         struct sigaction action = {.sa_sigaction = forward, .sa_flags = SA_SIGINFO | SA_RESTART};
         pending[i] = replaced[i] = 0;

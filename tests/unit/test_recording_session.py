@@ -228,7 +228,7 @@ def test_the_journal_is_summed_up_around_its_holes(tmp_path: Path) -> None:
     summary = summarise_journal(path)
     assert summary.processes == 2
     assert summary.notes == ["no room"]
-    assert summary.refused == {"/a/b": 3} and summary.traced == {"/a/b"}
+    assert summary.refused == {"/a/b": 3} and summary.untraced == []
     path.write_bytes(b"short")
     assert summarise_journal(path).processes == 0
 

@@ -36,7 +36,7 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Leave these functions out: NAME, MODULE!NAME or an address."),
         click.option("--exclude-from", "exclude_files", multiple=True, type=path, metavar="FILE",
                      help="Leave out what FILE lists, one glob a line."),
-        click.option("--max-depth", type=click.IntRange(min=1), default=0, metavar="N",
+        click.option("--max-depth", type=click.IntRange(min=0), default=0, metavar="N",
                      help="Record calls nested at most N deep."),
         click.option("--clock", type=click.Choice(["tsc", "none"]), default="tsc", show_default=True,
                      help="'none' records the order of calls without times, at a third of the cost."),

@@ -15,15 +15,19 @@ from callscope import format as records
 
 @dataclass
 class JournalSummary:
-    """processes: how many ran with an agent. notes: what agents complained of, without repeats, in order. refused: by
-    module path, patches left out because the code in memory was not the file's. traced, untraced: paths of modules."""
+    """What agents wrote of their processes.
+
+    processes: how many had an agent. execs: how often one became another program. notes: what agents complained of,
+    without repeats, in order. refused: by module path, patches left out because the code in memory was not the file's.
+    untraced: paths of modules without a plan, in order of loading.
+    """
 
     processes: int = 0
+    execs: int = 0
     crashes: int = 0
     notes: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
-    traced: set[str] = field(default_factory=set)
-    untraced: set[str] = field(default_factory=set)
+    untraced: list[str] = field(default_factory=list)
 
 
 def summarise_journal(path: Path) -> JournalSummary:
@@ -46,8 +50,11 @@ def summarise_journal(path: Path) -> JournalSummary:
 
 
 def _add(summary: JournalSummary, kind: int, payload: bytes) -> None:
-    if kind == records.JOURNAL_PROCESS_START:
-        summary.processes += 1
+    if kind == records.JOURNAL_PROCESS_START and len(payload) >= records.PROCESS_START.itemsize:
+        if np.frombuffer(payload, records.PROCESS_START, 1)[0]["cause"] == records.CAUSE_EXEC:
+            summary.execs += 1
+        else:
+            summary.processes += 1
     elif kind == records.JOURNAL_CRASH:
         summary.crashes += 1
     elif kind == records.JOURNAL_NOTE and len(payload) >= records.TEXT_PAYLOAD.itemsize:
@@ -59,6 +66,7 @@ def _add(summary: JournalSummary, kind: int, payload: bytes) -> None:
         module = np.frombuffer(payload, records.MODULE_LOAD, 1)[0]
         path = payload[records.MODULE_LOAD.itemsize :][: int(module["path_bytes"])].decode("utf-8", "replace")
         traced = bool(int(module["module_flags"]) & records.MODULE_TRACED)
-        (summary.traced if traced else summary.untraced).add(path)
+        if not traced and path.startswith("/") and path not in summary.untraced:
+            summary.untraced.append(path)
         if module["patch_refused"]:
             summary.refused[path] = max(summary.refused.get(path, 0), int(module["patch_refused"]))

@@ -67,7 +67,7 @@ class Plans:
     def __init__(self, session: Session, rules: Rules, planner: Callable[[str], PlanFiles] = load_or_plan) -> None:
         """`planner` stands in for the plan cache in tests."""
         self._session = session
-        self._rules = rules
+        self.rules = rules
         self._planner = planner
         self._lock = threading.Lock()
         self._planning = threading.Lock()
@@ -81,7 +81,7 @@ class Plans:
         if is_untraceable(module.path):
             return None
         with self._lock:
-            wanted = self._rules.wants_module(module.path, module.is_main)
+            wanted = self.rules.wants_module(module.path, module.is_main)
         if not wanted:
             return None
         try:
@@ -175,7 +175,7 @@ class Plans:
             read_image(module.path).base,
             lambda: open_symbols(module.path).names(rvas),
         )
-        chosen = self._rules.choose(module.path, module.is_main, known)
+        chosen = self.rules.choose(module.path, module.is_main, known)
         path = None
         if chosen is not None:
             if not chosen.any():

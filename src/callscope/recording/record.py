@@ -43,11 +43,13 @@ def no_progress(title: str) -> AbstractContextManager[None]:
 class RecordResult:
     """What came of a recording.
 
-    trace: the directory. exit_status: of the program, 128 + N when signal N ended it. seconds: from its start to its
-    end. counts, journal: what was recorded. size: bytes of disk the trace takes. images: what was planned. rejected:
-    modules that could not be, with reasons. unmatched: rules that matched nothing. survivors: processes still running.
+    options: as recorded with. trace: the directory. exit_status: of the program, 128 + N when signal N ended it.
+    seconds: from its start to its end. counts, journal: what was recorded. size: bytes of disk the trace takes. images:
+    what was planned. rejected: modules that could not be, with reasons. unmatched: rules that matched nothing.
+    survivors: processes still running.
     """
 
+    options: RecordOptions
     trace: Path
     exit_status: int
     seconds: float
@@ -78,7 +80,7 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress) -> Recor
             plans.answer(Module(path, b"", is_main=True))
         with Server(plans.answer) as server:
             seconds, status = run(options, target, session, server)
-        return finish(session, plans, rules, status, seconds)
+        return finish(options, session, plans, seconds, status)
     except OSError as error:
         what = error.strerror or str(error)
         raise RecordError(f"cannot complete the trace {directory}: {what}; leave it alone while recording") from None
@@ -123,11 +125,12 @@ def run(options: RecordOptions, target: Target, session: Session, server: Server
         return time.monotonic() - begin, status
 
 
-def finish(session: Session, plans: Plans, rules: Rules, status: int, seconds: float) -> RecordResult:
+def finish(options: RecordOptions, session: Session, plans: Plans, seconds: float, status: int) -> RecordResult:
     """Complete the trace and sum it up."""
     survivors = find_survivors(session.events)
     session.finish(status, trim=not survivors)
     return RecordResult(
+        options=options,
         trace=session.directory,
         exit_status=status,
         seconds=seconds,
@@ -136,7 +139,7 @@ def finish(session: Session, plans: Plans, rules: Rules, status: int, seconds: f
         size=disk_bytes(session.directory),
         images=plans.images(),
         rejected=[(entry["path"], entry["reason"]) for entry in session.state["rejected"]],
-        unmatched=rules.unmatched(),
+        unmatched=plans.rules.unmatched(),
         survivors=survivors,
     )
 

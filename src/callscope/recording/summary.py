@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from callscope.recording.plans import PlannedImage
+from callscope.recording.plans import PlannedImage, is_untraceable
 from callscope.recording.record import RecordResult
 
 MOST_LISTED = 8
 """Lines of one sort; the rest is counted."""
-_FEW_CALLS = 1000
+FEW_FUNCTIONS = 64
+"""A program with fewer is a door to its libraries, as python3 is where libpython is shared."""
 
 
 def summary_lines(result: RecordResult) -> list[str]:
     """The summary, a line each: the trace and its figures, coverage, what is missing, what to do next."""
     lines = [
         f"{shorten(result.trace)}: {figures(result)}",
+        *ending(result.exit_status),
         *coverage(result.images),
         *losses(result),
         *(f"{rule} matched nothing" for rule in result.unmatched),
         *limited((f"not traced: {path}: {reason}" for path, reason in result.rejected)),
         *survivors(result),
+        *hints(result),
     ]
     trace = shlex.quote(shorten(result.trace))
     lines.append(f"next: callscope report {trace}    or: callscope tree {trace}")
@@ -32,13 +37,22 @@ def summary_lines(result: RecordResult) -> list[str]:
 
 def figures(result: RecordResult) -> str:
     """Calls, events, threads, processes, duration and size in a line."""
-    counts = result.counts
+    counts, processes = result.counts, result.journal.processes
+    threads = max(
+        counts.threads - result.journal.execs, processes
+    )  # a program started by exec numbers its threads anew
     about = "" if counts.exact else "about "
     return (
-        f"{about}{counted(counts.calls, 'call')} ({counts.events:,} events) of "
-        f"{counted(counts.threads, 'thread')} in {counted(result.journal.processes, 'process', 'processes')}, "
-        f"{result.seconds:.2f} s, {size_text(result.size)}"
+        f"{about}{counted(counts.calls, 'call')} ({counts.events:,} events) of {counted(threads, 'thread')} in "
+        f"{counted(processes, 'process', 'processes')}, {result.seconds:.2f} s, {size_text(result.size)}"
     )
+
+
+def ending(status: int) -> Iterator[str]:
+    """The signal that ended the program, if one did."""
+    if status > 128:
+        with suppress(ValueError):
+            yield f"the program was ended by {signal.Signals(status - 128).name}"
 
 
 def coverage(images: list[PlannedImage]) -> list[str]:
@@ -67,9 +81,18 @@ def losses(result: RecordResult) -> Iterator[str]:
     yield from limited(result.journal.notes)
 
 
+def hints(result: RecordResult) -> Iterator[str]:
+    """What a user may have wanted instead."""
+    functions = sum(image.report.functions for image in result.images)
+    libraries = [Path(path).name for path in result.journal.untraced if not is_untraceable(path)]
+    if 0 < functions < FEW_FUNCTIONS and libraries and not result.options.modules:
+        shown = ", ".join(libraries[:3]) + (", ..." if len(libraries) > 3 else "")
+        yield f"the program has only {counted(functions, 'function')} of its own: trace its libraries ({shown}) with -m"
+
+
 def survivors(result: RecordResult) -> list[str]:
     """The processes that still run."""
-    return limited(f"still running and recorded: {s.name} (process {s.pid})" for s in result.survivors)
+    return limited(f"still running: {s.name} (process {s.pid}), recorded on" for s in result.survivors)
 
 
 def limited(lines: Iterator[str] | list[str]) -> list[str]:

@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from callscope.recording.launch import SESSION_VARIABLE
+
 _PROC = Path("/proc")
 _START_TIME = 19
 """index of starttime among the fields of /proc/PID/stat that follow the name (proc(5))"""
@@ -14,14 +16,14 @@ _START_TIME = 19
 
 @dataclass(frozen=True)
 class Survivor:
-    """A process that runs on with the trace's files mapped."""
+    """A process of the session that runs on."""
 
     pid: int
     name: str
 
 
 def find_survivors(events: Path) -> list[Survivor]:
-    """The processes that have the file `events` mapped, by process id.
+    """The processes that write to the file `events`, or will as soon as their agent starts, by process id.
 
     Only processes started since this one are looked at: no other can belong to its session.
     """
@@ -31,7 +33,7 @@ def find_survivors(events: Path) -> list[Survivor]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with suppress(OSError, ValueError):
-            if _started(int(entry.name)) >= own and _maps(entry, events):
+            if _started(int(entry.name)) >= own and (_inherits(entry, events.parent) or _maps(entry, events)):
                 found.append(Survivor(int(entry.name), (entry / "comm").read_text().rstrip("\n")))
     return sorted(found, key=lambda survivor: survivor.pid)
 
@@ -46,3 +48,8 @@ def _maps(process: Path, file: Path) -> bool:
     inode, path, name = f" {file.stat().st_ino} ", f" {file}\n", f"/{file.name}\n"
     with (process / "maps").open(errors="replace") as lines:
         return any(line.endswith(path) or (inode in line and line.endswith(name)) for line in lines)
+
+
+def _inherits(process: Path, session: Path) -> bool:
+    """Whether the process got the session in its environment: just after exec it has nothing mapped yet."""
+    return os.fsencode(f"{SESSION_VARIABLE}={session}") in (process / "environ").read_bytes().split(b"\0")
