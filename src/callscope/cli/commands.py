@@ -16,6 +16,7 @@ class Command(NamedTuple):
 SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
     "Record": (
         Command("record", "record", "Run a program and record its calls."),
+        Command("run", "run", "Record a program, then show its report."),
     ),
     "Look at a trace": (
         Command("report", "report", "Functions by total time, own time, calls."),

@@ -108,10 +108,11 @@ def selection_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..
     return decorate
 
 
-def limit_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def limit_option(what: str, default: int = 0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--limit N, 0 for no limit."""
+    shown = f" [default: {default}]" if default else ""
     return click.option(
-        "-n", "--limit", type=CountType(0), default=0, metavar="N", help=f"At most N {what}; 0 for all."
+        "-n", "--limit", type=CountType(0), default=default, metavar="N", help=f"At most N {what}; 0 for all.{shown}"
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from callscope.cli.output import progress_bar
+from callscope.cli.progress import progress_bar
 from callscope.recording.options import RecordOptions, parse_size
+from callscope.recording.record import RecordResult
 from callscope.recording.record import record as record_program
 from callscope.recording.summary import summary_lines
 
@@ -63,9 +64,14 @@ def record(quiet: bool, **options: Any) -> None:
     """
     result = record_program(options_of(**options), progress_bar)
     if not quiet:
-        for line in summary_lines(result):
-            click.echo(f"callscope: {line}", err=True)
+        show_summary(result)
     sys.exit(result.exit_status)
+
+
+def show_summary(result: RecordResult) -> None:
+    """Say what came of a recording, on standard error."""
+    for line in summary_lines(result):
+        click.echo(f"callscope: {line}", err=True)
 
 
 def options_of(command: tuple[str, ...], no_follow: bool, **options: Any) -> RecordOptions:
