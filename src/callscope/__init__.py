@@ -6,15 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from callscope.api import TraceTables as open
     from callscope.recording.api import record as record
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "open", "record"]
 
-_LAZY = {"record": "callscope.recording.api"}
-"""Names of this package and the modules that define them, imported when first used: `import callscope` stays quick."""
+_LAZY = {"open": ("callscope.api", "TraceTables"), "record": ("callscope.recording.api", "record")}
+"""Names of this package: module and name there, imported when first used, so that `import callscope` stays quick."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    module, attribute = _LAZY[name]
+    return getattr(import_module(module), attribute)
