@@ -3,7 +3,7 @@
 #include "dwarf_reader.h"
 
 /* The landing pads of the table at r->at, which belongs to the function at `function` (Itanium C++ ABI, "The
- * Language-Specific Data Area"). Returns 0 when it cannot be read to its end. */
+ * Language-Specific Data Area"). Returns 0 when it cannot be read to its end; moves r->end there. */
 static int read_lsda(struct reader *r, struct pointer_bases *bases, uint64_t function, uint32_t *pads,
                      uint64_t capacity, uint64_t *count) {
     bases->function = function;
@@ -18,7 +18,6 @@ static int read_lsda(struct reader *r, struct pointer_bases *bases, uint64_t fun
     if (!reader_has(r, length)) {
         return 0;
     }
-    uint64_t end = r->end;
     r->end = r->at + length;
     while (!r->failed && r->at < r->end) {
         read_encoded_value(r, encoding); /* start and length of the call sites */
@@ -37,7 +36,6 @@ static int read_lsda(struct reader *r, struct pointer_bases *bases, uint64_t fun
         }
         ++*count;
     }
-    r->end = end;
     return !r->failed;
 }
 

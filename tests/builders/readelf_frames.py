@@ -11,13 +11,13 @@ import numpy as np
 
 from callscope.binary import cfi
 
-_REGISTERS = ("rax rdx rcx rbx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 ra").split()
+_REGISTERS = ["rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16))]
 _SAVED = ("rbx", "rbp", "r12", "r13", "r14", "r15", "ra")
 _FDE = re.compile(r"^[0-9a-f]+ [0-9a-f]+ [0-9a-f]+ FDE cie=[0-9a-f]+ pc=([0-9a-f]+)\.\.([0-9a-f]+)")
 
 
 def rows_of_readelf(path: str | Path) -> Iterator[tuple[int, int, int, dict[str, str]]]:
-    """(start, end, address, {column: rule}) of every row; "CFA" is a column. Entries without instructions print none."""
+    """(start, end, address, {column: rule}) of every row; "CFA" is a column. Bare entries print none."""
     command = ["readelf", "--debug-dump=frames-interp", "-W", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None

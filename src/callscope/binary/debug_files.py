@@ -51,6 +51,8 @@ def symbol_file(data: memoryview, path: Path | None, name: str | Path) -> Symbol
     tables = elf.read_tables(data, name)
     loads = tables.programs[(tables.programs["type"] == elf.PT_LOAD) & (tables.programs["memory_size"] > 0)]
     base = int(loads["address"].min()) & -4096 if len(loads) else 0
+    if base >= 1 << 47:
+        raise ImageError(f"{name} is damaged: its addresses are no program's; get a complete copy")
     build_id = elf.find_build_id(data, tables.programs)
     if not build_id:
         # The segments of a debug file describe the program; its own note is found by its section.

@@ -75,7 +75,8 @@ class Image:
 
     kind: 'exec' (fixed address), 'pie', 'shared', or 'static' (no dynamic loader is involved, fixed address or not).
     base, span: lowest address, and bytes of address space from there, both whole pages.
-    data: the whole file, mapped. build_id: b"" when the file has none. needed: names of the libraries it asks for.
+    entry: where the program starts, 0 when nowhere in it. data: the whole file, mapped. build_id: b"" when it has none.
+    needed: names of the libraries it asks for.
     """
 
     path: Path
@@ -212,6 +213,7 @@ def read_image(path: str | Path) -> Image:
     if span > LARGEST_SPAN:
         raise ImageError(f"{path} takes {span >> 20} MiB of address space: at most {LARGEST_SPAN >> 20} can be traced")
     segments = tuple(_segment(program, low) for program in loads)
+    entry = int(tables.header["entry"]) - low
     dynamic = read_dynamic(data, tables, segments, low)
     interpreter = _interpreter(data, tables.programs)
     return Image(
@@ -221,7 +223,7 @@ def read_image(path: str | Path) -> Image:
         kind=_kind(int(tables.header["type"]), interpreter, dynamic),
         base=low,
         span=span,
-        entry=max(int(tables.header["entry"]) - low, 0),
+        entry=entry if 0 <= entry < span else 0,
         segments=segments,
         sections=_sections(tables, segments, low, len(data)),
         interpreter=interpreter,

@@ -118,7 +118,7 @@ def find_functions(
     symbols = _function_symbols(image)
     covered = _from_frames(image, frames)
     covered = _split(covered, symbols, frames)
-    known = _join([covered, _from_symbols(covered, symbols)])
+    known = _join([covered, _from_symbols(image, covered, symbols)])
     starts = [symbols.rva[symbols.size == 0], np.array([image.entry], np.int64)]
     if extra_targets is not None:
         starts.append(_in_code(image, np.asarray(extra_targets).astype(np.int64)))
@@ -216,10 +216,11 @@ def _split(covered: _Spans, symbols: _Symbols, frames: FrameTable) -> _Spans:
     return _Spans(start, end, flags, covered.entry[parent])
 
 
-def _from_symbols(covered: _Spans, symbols: _Symbols) -> _Spans:
+def _from_symbols(image: Image, covered: _Spans, symbols: _Symbols) -> _Spans:
     """Functions of symbols with sizes where no entry is; those inside another symbol's function are left out."""
     sized = symbols.size > 0
-    start, end = symbols.rva[sized], (symbols.rva + symbols.size)[sized]
+    start = symbols.rva[sized]
+    end = np.minimum(start + symbols.size[sized], _section_ends(image, start))
     owner = np.searchsorted(covered.start, start, side="right") - 1
     next_start = np.append(covered.start, np.iinfo(np.int64).max)[owner + 1]
     free = (owner < 0) | (np.append(covered.end, 0)[owner] <= start)
