@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from callscope.api import TraceTables as open
+    from callscope.api import TraceTables as open  # noqa: N813
     from callscope.recording.api import record as record
 
 __version__ = "0.1.0"
