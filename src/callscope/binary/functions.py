@@ -195,16 +195,12 @@ def _split(covered: _Spans, symbols: _Symbols, frames: FrameTable) -> _Spans:
         return covered
     end = np.minimum(symbols.rva + symbols.size, covered.end[owner])
     inside = (owner >= 0) & (symbols.rva < covered.end[owner]) & (symbols.size > 0)
-    # Ends of the symbols before, within the entry; the address itself is added so that entries do not mix.
-    reach = np.maximum.accumulate(np.where(inside, end, 0))
-    before = np.concatenate([[0], reach[:-1]])
+    # How far the symbols before reach; none reaches out of its entry.
+    before = np.concatenate([[0], np.maximum.accumulate(np.where(inside, end, 0))[:-1]])
     strict = inside & (symbols.rva > covered.start[owner]) & (before <= symbols.rva)
     strict &= covered.flags[owner] & (SIGNAL_FRAME | COLD) == 0
-    row = (
-        frames.rows[np.maximum(frames.rows_at(symbols.rva), 0)] if len(frames.rows) else np.empty(0, frames.rows.dtype)
-    )
-    if len(row):
-        strict &= (row["cfa_kind"] == CFA_RSP) & (row["cfa_offset"] == 8)
+    row = frames.rows[np.maximum(frames.rows_at(symbols.rva), 0)]
+    strict &= (row["cfa_kind"] == CFA_RSP) & (row["cfa_offset"] == 8)
     inner = np.flatnonzero(strict)
     start = np.concatenate([covered.start, symbols.rva[inner]])
     parent = np.concatenate([np.arange(len(covered.start)), owner[inner]])
