@@ -93,6 +93,15 @@ def default_record(size: int) -> bytes:
     return _padded(struct.pack("<IiiB", 0, 0, size, 0))
 
 
+def _settled(state: FrameState) -> FrameState:
+    """The state without saved registers where nothing is on the stack but the return address.
+
+    Compilers leave the places of popped registers in the rules of an epilogue, for the values below the stack pointer
+    are still good there. A trampoline's call overwrites them; the registers hold the caller's values again.
+    """
+    return AT_ENTRY if (state.register, state.offset) == (AT_ENTRY.register, AT_ENTRY.offset) else state
+
+
 def describe(piece: Piece, frames: Frames) -> bytes | None:
     """The record of one trampoline, its CIE pointer and start left 0; None when the original frame is not known."""
     first = frames.state_at(piece.moved[0][0])
@@ -110,7 +119,7 @@ def describe(piece: Piece, frames: Frames) -> bytes | None:
                 if rva in places:
                     changes.append((places[rva], 0, state))
     changes.sort(key=lambda change: (change[0], change[1]))
-    state, extra = first, 0
+    state, extra = _settled(first), 0
     out = bytearray(_change(AT_ENTRY, state))
     shown = state
     last = piece.start
@@ -118,7 +127,7 @@ def describe(piece: Piece, frames: Frames) -> bytes | None:
         if isinstance(change, int):
             extra += change
         else:
-            state = change
+            state = _settled(change)
         now = state.moved(extra)
         if now != shown:
             out += _advance(position - last) + _change(shown, now)
