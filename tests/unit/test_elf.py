@@ -1,5 +1,7 @@
 import os
+import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +262,26 @@ def test_counts_beyond_the_file_header_fields(tmp_path: Path) -> None:
     struct.pack_into("<HH", data, 60, 0, 0xFFFF)
     image = read_image(write(tmp_path / "image", data))
     assert image.section(".text") is not None and len(image.segments) == 3
+
+
+@pytest.mark.parametrize("name", ["bash", "git", "/lib/x86_64-linux-gnu/libc.so.6"])
+def test_code_pointers_equal_those_of_readelf(name: str) -> None:
+    path = shutil.which(name) or name
+    if not shutil.which("readelf") or not Path(path).exists():
+        pytest.skip(f"readelf or {path} is not installed")
+    image = read_image(path)
+    wanted = set()
+    for line in subprocess.run(["readelf", "-rW", path], capture_output=True, text=True).stdout.splitlines():
+        fields = line.split()
+        if len(fields) == 4 and fields[2].endswith(("RELATIVE", "RELATIV")):
+            wanted.add(int(fields[3], 16))
+        elif len(fields) > 6 and fields[2][9:] in ("64", "GLOB_DAT", "JUMP_SLO", "JUMP_SLOT"):
+            wanted.add(int(fields[3], 16) + (int(fields[6], 16) if fields[2] == "R_X86_64_64" else 0))
+        elif len(fields) == 1 and len(fields[0]) == 16:
+            # One place that a packed relocation names: what is stored there is the target.
+            wanted.add(int.from_bytes(image.read(int(fields[0], 16) - image.base, 8), "little"))
+    code = [(section.rva, section.rva + section.size) for section in image.code_sections]
+    rvas = {value - image.base for value in wanted}
+    rvas = {rva for rva in rvas if any(start <= rva < end for start, end in code)}
+    assert len(rvas) > 100
+    assert set(image.relocated_code_pointers().tolist()) == rvas

@@ -2,13 +2,16 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from callscope.binary.dynamic import DT_GNU_HASH, DT_HASH
 from callscope.binary.elf import read_image
 from callscope.binary.functions import FunctionTable, find_functions
+from callscope.binary.symbol_tables import dynamic_table, section_tables
 from tests.builders.elf_file import IFUNC, LOCAL, OBJECT, PAGE, TEXT, ElfFile, Symbol
 from tests.builders.frames import Frames
 
@@ -149,6 +152,19 @@ def test_dynamic_symbols_without_section_headers(tmp_path: Path) -> None:
     )
     (tmp_path / "image").write_bytes(file.build())
     assert spans(find_functions(read_image(tmp_path / "image"))) == [(0x40, 0x20)]
+
+
+def test_the_gnu_hash_table_tells_how_many_symbols_there_are() -> None:
+    path = shutil.which("bash")
+    if path is None:
+        pytest.skip("bash is not installed")
+    image = read_image(path)
+    if DT_GNU_HASH not in image.dynamic.tags:
+        pytest.skip(f"{path} has another hash table")
+    tags = {tag: value for tag, value in image.dynamic.tags.items() if tag != DT_HASH}
+    found = dynamic_table(image.data, replace(image.dynamic, tags=tags), image.segments, image.base)
+    listed = [table for table in section_tables(image.data, image.tables) if not table.is_complete]
+    assert found.records.tolist() == listed[0].records.tolist()
 
 
 @pytest.mark.parametrize("name", ["bash", "git", "/lib/x86_64-linux-gnu/libc.so.6"])
