@@ -50,7 +50,7 @@ def has_lines(file: SymbolFile) -> bool:
 def open_lines(file: SymbolFile, problems: list[str]) -> LineTable | None:
     """The lines of `file`, or None, with a line in `problems`, when its DWARF cannot be read.
 
-    Reads all of its DWARF once: about 10 ms a megabyte.
+    Reads all of its DWARF once: 10 to 50 ms a megabyte.
     """
     if file.path is None:
         return None
