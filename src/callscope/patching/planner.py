@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from callscope.patching.worker import Part, plan_range
 
 PARALLEL_BYTES = 1 << 20
 """images with less code are planned in one process"""
+_PR_SET_PDEATHSIG = 1
 _SPLITS = 4
 """ranges a process, so that none waits long for the slowest"""
 
@@ -119,7 +123,7 @@ def _ranges(functions: FunctionTable, jobs: int) -> list[tuple[int, int]]:
     pieces = 1 if jobs == 1 else jobs * _SPLITS
     cuts = np.searchsorted(total, np.linspace(0, int(total[-1]), pieces + 1)[1:-1]).tolist() if len(total) else []
     bounds = sorted({0, *cuts, len(total)})
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def _run(
@@ -134,12 +138,21 @@ def _run(
             results.append(task(bounds))
             tell.advance(size)
         return results
-    # The workers only add to what they share: collecting garbage there would copy every page of it.
-    with multiprocessing.get_context("fork").Pool(jobs, gc.disable) as pool:
+    with multiprocessing.get_context("fork").Pool(jobs, _begin_worker) as pool:
         for size, result in zip(sizes, pool.imap(task, ranges), strict=True):
             results.append(result)
             tell.advance(size)
     return results
+
+
+def _begin_worker() -> None:
+    """What a planning process does first."""
+    # The workers only add to what they share: collecting garbage there would copy every page of it.
+    gc.disable()
+    # Ctrl-C is for the process that planned with them, and is followed by the pool's end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Without this, workers wait for ever when that process is killed (prctl(2)).
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _unowned(functions: FunctionTable, targets: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -99,7 +99,7 @@ def limited(lines: Iterator[str] | list[str]) -> list[str]:
     """The first lines, and how many more there are."""
     every = list(lines)
     rest = len(every) - MOST_LISTED
-    return every if rest <= 0 else [*every[:MOST_LISTED], f"and {rest} more like the last"]
+    return every if rest <= 0 else [*every[:MOST_LISTED], f"and {rest} more"]
 
 
 def shorten(path: Path) -> str:
