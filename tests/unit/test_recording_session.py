@@ -77,6 +77,7 @@ def test_no_room_is_an_error_and_not_a_trace(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(session_module, "LARGEST_EVENTS", 0)
     with pytest.raises(RecordError, match="cannot make the trace"):
         make(tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_earlier_trace_is_kept_once(tmp_path: Path) -> None:

@@ -47,9 +47,11 @@ class Session:
         self._guard = -1
         features = records.FEATURE_NO_CLOCK if options.clock == "none" else 0
         features |= records.FEATURE_KEEP_LAST if options.keep_last else 0
+        made = False
         try:
             make_way(directory)
             directory.mkdir(0o700, parents=True)
+            made = True
             self._guard = hold(directory)
             (directory / PLANS_NAME).mkdir(0o700)
             self.state = self._describe(options, features)
@@ -58,6 +60,8 @@ class Session:
             write_journal(directory / JOURNAL_NAME, features)
         except OSError as error:
             self.release()
+            if made:
+                shutil.rmtree(directory, ignore_errors=True)
             what = error.strerror or str(error)
             raise RecordError(f"cannot make the trace {directory}: {what}; choose another place with -o") from None
 
