@@ -28,7 +28,7 @@ from callscope.patching.report import PlanReport
 from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
 
-LAST_FUNCTION_ID = 0xFFFFFFFE
+LAST_FUNCTION_ID = 0x7FFFFFFE
 _LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so")
 
 
