@@ -42,7 +42,7 @@ LIBRARIES = (
         ("agent/core/*.c", "agent/linux/*.c", "agent/linux/*.S"),
         (
             "-O2",
-            "-mgeneral-regs-only",
+            "-mcpu=x86_64-sse-sse2-mmx",  # -mgeneral-regs-only does not keep this compiler from vectorising
             "-ffreestanding",
             "-fno-builtin",
             "-fno-stack-protector",
