@@ -71,6 +71,8 @@ def _kind_table() -> bytes:
             kind = LANDING
         elif mnemonic == Mnemonic.NOP:
             kind = NOP
+        elif kind == CALL and mnemonic != Mnemonic.CALL:
+            kind = PLAIN  # syscall and its like, which iced-x86 counts among the calls
         elif code in _IMMEDIATES:
             kind = IMMEDIATE
         table[code] = kind
