@@ -92,7 +92,7 @@ def hints(result: RecordResult) -> Iterator[str]:
 
 def survivors(result: RecordResult) -> list[str]:
     """The processes that still run."""
-    return limited(f"still running: {s.name} (process {s.pid}), recorded on" for s in result.survivors)
+    return limited(f"still running: {s.name} (process {s.pid})" for s in result.survivors)
 
 
 def limited(lines: Iterator[str] | list[str]) -> list[str]:
