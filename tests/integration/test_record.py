@@ -134,6 +134,11 @@ def test_a_rule_that_matched_nothing_is_named(recorder: Recorder, counted: Path)
     assert "--exclude nothing_like_it matched nothing" in done.stderr
 
 
+def test_chosen_functions_are_counted(recorder: Recorder, counted: Path) -> None:
+    done = recorder.run("record", "-f", "inner", "-f", "outer", counted)
+    assert re.search(r"traced counted: 2 of \d+ functions chosen", done.stderr)
+
+
 def test_children_are_followed_or_not(recorder: Recorder, counted: Path) -> None:
     assert recorder.run("record", "-q", "-f", "inner", counted, "fork").returncode == 0
     assert recorder.counts("counted.trace").calls == 101

@@ -75,6 +75,8 @@ class Plans:
         self._chosen: dict[tuple[int, str, bool], Future[Answer | None]] = {}
         self._rejected: set[str] = set()
         self._next_id = 1
+        self.chosen_counts: dict[int, int] = {}
+        """By an image's first function id: how many of its functions the rules chose, where they did not choose all."""
 
     def answer(self, module: Module) -> Answer | None:
         """What to trace of a module; None for nothing of it. Never raises."""
@@ -178,6 +180,9 @@ class Plans:
         chosen = self.rules.choose(module.path, module.is_main, known)
         path = None
         if chosen is not None:
+            with self._lock:
+                before = self.chosen_counts.get(image.id_base, 0)
+                self.chosen_counts[image.id_base] = max(before, int(chosen.sum()))
             if not chosen.any():
                 return None
             path = self._session.plans / f"{image.files.functions.stem}-{number}.chosen"

@@ -45,8 +45,9 @@ class RecordResult:
 
     options: as recorded with. trace: the directory. exit_status: of the program, 128 + N when signal N ended it.
     seconds: from its start to its end. counts, journal: what was recorded. size: bytes of disk the trace takes. images:
-    what was planned. rejected: modules that could not be, with reasons. unmatched: rules that matched nothing.
-    survivors: processes still running.
+    what was planned. chosen: by first function id, how many functions of an image the rules chose, if not all.
+    rejected: modules that could not be planned, with reasons. unmatched: rules that matched nothing. survivors:
+    processes still running.
     """
 
     options: RecordOptions
@@ -57,6 +58,7 @@ class RecordResult:
     journal: JournalSummary
     size: int
     images: list[PlannedImage] = field(default_factory=list)
+    chosen: dict[int, int] = field(default_factory=dict)
     rejected: list[tuple[str, str]] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     survivors: list[Survivor] = field(default_factory=list)
@@ -138,6 +140,7 @@ def finish(options: RecordOptions, session: Session, plans: Plans, seconds: floa
         journal=summarise_journal(session.directory / JOURNAL_NAME),
         size=disk_bytes(session.directory),
         images=plans.images(),
+        chosen=plans.chosen_counts,
         rejected=[(entry["path"], entry["reason"]) for entry in session.state["rejected"]],
         unmatched=plans.rules.unmatched(),
         survivors=survivors,

@@ -23,7 +23,7 @@ def summary_lines(result: RecordResult) -> list[str]:
     lines = [
         f"{shorten(result.trace)}: {figures(result)}",
         *ending(result.exit_status),
-        *coverage(result.images),
+        *coverage(result),
         *losses(result),
         *(f"{rule} matched nothing" for rule in result.unmatched),
         *limited((f"not traced: {path}: {reason}" for path, reason in result.rejected)),
@@ -55,13 +55,19 @@ def ending(status: int) -> Iterator[str]:
             yield f"the program was ended by {signal.Signals(status - 128).name}"
 
 
-def coverage(images: list[PlannedImage]) -> list[str]:
+def coverage(result: RecordResult) -> list[str]:
     """How much of each traced image can be recorded."""
+
+    def functions(image: PlannedImage) -> str:
+        chosen = result.chosen.get(image.id_base)
+        every = counted(image.report.functions, "function")
+        return every if chosen is None else f"{chosen:,} of {every} chosen"
+
     return limited(
-        f"traced {Path(image.path).name}: {counted(image.report.functions, 'function')}, "
+        f"traced {Path(image.path).name}: {functions(image)}, "
         f"{image.report.entries.percent:.1f} % of entries, {image.report.exits.percent:.1f} % of returns, "
         f"{image.report.tail_jumps.percent:.1f} % of tail jumps"
-        for image in images
+        for image in result.images
     )
 
 
