@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from callscope.patching.report import Coverage
 from callscope.recording.plans import PlannedImage, is_untraceable
 from callscope.recording.record import RecordResult
 
@@ -65,10 +67,15 @@ def coverage(result: RecordResult) -> list[str]:
 
     return limited(
         f"traced {Path(image.path).name}: {functions(image)}, "
-        f"{image.report.entries.percent:.1f} % of entries, {image.report.exits.percent:.1f} % of returns, "
-        f"{image.report.tail_jumps.percent:.1f} % of tail jumps"
+        f"{share(image.report.entries)} of entries, {share(image.report.exits)} of returns, "
+        f"{share(image.report.tail_jumps)} of tail jumps"
         for image in result.images
     )
+
+
+def share(coverage: Coverage) -> str:
+    """A percentage, rounded down: 100 means all."""
+    return f"{math.floor(coverage.percent * 10) / 10:.1f} %"
 
 
 def losses(result: RecordResult) -> Iterator[str]:
