@@ -1,0 +1,1 @@
+"""Measures Callscope beside its peers: `python -m benchmarks`."""

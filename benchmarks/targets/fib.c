@@ -1,0 +1,44 @@
+// The cost of a call: prints nanoseconds per call of a recursive Fibonacci function that does next to nothing.
+// With TWO_RDTSC every call reads the time-stamp counter twice: no tracer that times calls can be cheaper.
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#ifdef TWO_RDTSC
+#define TICK __asm__ volatile("rdtsc" : : : "rax", "rdx")
+#else
+#define TICK __asm__ volatile("") // or half of the calls become a loop
+#endif
+
+static long calls; // counted by arithmetic, not by the function
+
+__attribute__((noinline)) long fib(long n) {
+    TICK;
+    long result = n < 2 ? n : fib(n - 1) + fib(n - 2);
+    TICK;
+    return result;
+}
+
+__attribute__((no_instrument_function)) static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
+}
+
+__attribute__((no_instrument_function)) int main(int argc, char **argv) {
+    long n = argc > 1 ? atol(argv[1]) : 30;
+    fib(n > 20 ? 20 : n); // caches, page tables, the tracer's first chunk
+    double begin = now();
+    long result = fib(n);
+    double end = now();
+    long a = 1, b = 1; // calls of fib(k) = 1 + calls(k - 1) + calls(k - 2)
+    for (long k = 1; k < n; k++) {
+        long next = 1 + a + b;
+        a = b;
+        b = next;
+    }
+    calls = n < 1 ? 1 : b;
+    printf("fib %ld calls %ld ns_per_call %.3f\n", result, calls, (end - begin) / (double)calls);
+    return 0;
+}
