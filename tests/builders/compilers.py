@@ -12,8 +12,9 @@ from pathlib import Path
 
 TARGETS = Path(__file__).resolve().parent.parent / "targets"
 COMPILERS = ("gcc", "zig")
-# Undefined behaviour would be trapped by zig's defaults, at a cost in size; what gcc warns of is not the test's matter.
-ZIG_FLAGS = ["-fno-sanitize=undefined", "-Wno-everything"]
+# Undefined behaviour would be trapped by zig's defaults, at a cost in size; -g keeps symbols with -Os. What compilers
+# warn of is not the tests' matter.
+ZIG_FLAGS = ["-fno-sanitize=undefined", "-Wno-everything", "-g"]
 GCC_FLAGS = ["-w"]
 
 

@@ -6,6 +6,7 @@ log nothing (the C++ runtime linked in, helpers at -O0) may stand between a call
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 from collections import Counter
@@ -115,11 +116,8 @@ def logged_addresses(path: Path, program: Program) -> dict[int, int]:
     found: dict[int, int] = {}
     for line in output.splitlines():
         address, kind, symbol = line.split(maxsplit=2)
-        name, _, suffix = symbol.partition(".")
-        if name.startswith("_ZZ") and "clE" in name:
-            inside = name[3:].lstrip("0123456789")[:4]
-            name = inside + ".lambda"
-        if kind not in "tT" or name not in numbers or suffix.startswith("cold"):
+        name = _source_name(symbol)
+        if kind not in "tT" or name not in numbers:
             continue
         number = numbers[name]
         if found.setdefault(int(address, 16) - base, number) != number:
@@ -127,6 +125,22 @@ def logged_addresses(path: Path, program: Program) -> dict[int, int]:
                 f"{path}: {symbol} shares its address with {program.names[found[int(address, 16) - base]]}"
             )
     return found
+
+
+def _source_name(symbol: str) -> str:
+    """The name in the program of a symbol: without what compilers add to clones and to functions that are not global.
+
+    A lambda is named after its function; a part split off for being cold is no function and gets no name.
+    """
+    mangled = re.match(r"_Z(Z?)L?(\d+)", symbol)
+    if mangled is None:
+        name, *suffixes = symbol.split(".")
+        return "" if "cold" in suffixes else name
+    name = symbol[mangled.end() :][: int(mangled[2])]
+    rest = symbol[mangled.end() + len(name) :]
+    if ".cold" in rest or (mangled[1] and "clE" not in rest):
+        return ""
+    return name + ".lambda" if mangled[1] else name
 
 
 def allowed_endings(section: Section, fresh: npt.NDArray[np.bool_]) -> Ints:
