@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.harness import Case, Row, Table, build, measure, need, record, run
 
 FLOOR = "two rdtsc"
-DEPTH = 30
+DEPTH = 32
 SLOW_DEPTH = 26
 
 
@@ -56,9 +56,10 @@ def calls(directory: Path, rounds: int) -> Table:
     cases = [
         Case("untraced", lambda: _cost(run([plain, str(DEPTH)])[0])),
         Case(FLOOR, lambda: _cost(run([floor, str(DEPTH)])[0])),
-        Case("callscope --keep-last 64M", ours("last", keep_last=64 << 20)),
+        Case("callscope --keep-last 16M", ours("last", keep_last=16 << 20)),
         Case("callscope", ours("kept")),
         Case("callscope --clock none", ours("no clock", clock="none")),
+        Case("both options", ours("both", clock="none", keep_last=16 << 20)),
         Case("uftrace -P. (plain build)", lambda: _uftrace(plain, directory / "uftrace", "-P", ".")),
         Case("uftrace (-pg)", mcount),
         Case("uftrace (-finstrument-functions)", lambda: _uftrace(instrumented, directory / "uftrace-i")),
