@@ -130,7 +130,8 @@ static uint32_t site_in(struct cs_rebuild *s, uint32_t return_address, const str
     return (uint32_t)s->site_count;
 }
 
-/* The modules at this address now, and until when that holds. */
+/* The modules at this address now, and until when that holds. When there is none yet, the next one that comes: a load
+ * is recorded a little after the loader made it, and clocks of processors differ. */
 static uint32_t find_modules(const struct cs_rebuild *s, uint32_t address, const struct cs_module_span **found,
                              uint64_t *until) {
     uint64_t low = 0, high = s->in.module_count;
@@ -143,6 +144,7 @@ static uint32_t find_modules(const struct cs_rebuild *s, uint32_t address, const
         }
     }
     uint32_t count = 0;
+    const struct cs_module_span *next = NULL;
     *until = UINT64_MAX;
     for (int steps = 0; low > 0 && steps < CS_SEARCH_LIMIT; steps++) {
         const struct cs_module_span *span = &s->in.modules[--low];
@@ -154,9 +156,14 @@ static uint32_t find_modules(const struct cs_rebuild *s, uint32_t address, const
         }
         uint64_t change = span->load_tsc <= s->now ? span->unload_tsc : span->load_tsc;
         *until = change < *until ? change : *until;
-        if (span->load_tsc <= s->now && count < CS_ALIAS_LIMIT) {
+        if (span->load_tsc > s->now) {
+            next = next && next->load_tsc <= span->load_tsc ? next : span;
+        } else if (count < CS_ALIAS_LIMIT) {
             found[count++] = span;
         }
+    }
+    if (count == 0 && next) {
+        found[count++] = next;
     }
     return count;
 }

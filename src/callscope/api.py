@@ -84,4 +84,5 @@ class TraceTables:
         return self._table("FROM processes ORDER BY process")
 
     def _table(self, query: str) -> pa.Table:
-        return self.connection.sql(query).to_arrow_table()
+        table: pa.Table = self.connection.sql(query).to_arrow_table()
+        return table

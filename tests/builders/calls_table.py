@@ -11,108 +11,105 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from callscope.reports.database import Database
+
 ENDINGS = ("return", "tail_call", "unwound", "running")
 
-CALLS = pa.schema(
-    [
-        ("call_id", pa.int64()),
-        ("up", pa.int64()),
-        ("thread", pa.int32()),
-        ("function_id", pa.int32()),
-        ("site", pa.int32()),
-        ("start_ns", pa.int64()),
-        ("duration_ns", pa.int64()),
-        ("self_ns", pa.int64()),
-        ("depth", pa.int32()),
-        ("ended_by", pa.uint8()),
-        ("descendants", pa.int64()),
-        ("node", pa.int32()),
-        ("gap", pa.bool_()),
-    ]
+
+def schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+
+
+CALLS = schema(
+    call_id=pa.int64(),
+    up=pa.int64(),
+    thread=pa.int32(),
+    function_id=pa.int32(),
+    site=pa.int32(),
+    start_ns=pa.int64(),
+    duration_ns=pa.int64(),
+    self_ns=pa.int64(),
+    depth=pa.int32(),
+    ended_by=pa.uint8(),
+    descendants=pa.int64(),
+    node=pa.int32(),
+    gap=pa.bool_(),
 )
-FUNCTIONS = pa.schema(
-    [
-        ("function_id", pa.int32()),
-        ("module", pa.string()),
-        ("path", pa.string()),
-        ("name", pa.string()),
-        ("address", pa.int64()),
-        ("size", pa.int64()),
-        ("file", pa.string()),
-        ("line", pa.int32()),
-        ("owner", pa.int32()),
-        ("traced", pa.bool_()),
-    ]
+FUNCTIONS = schema(
+    function_id=pa.int32(),
+    module=pa.string(),
+    path=pa.string(),
+    name=pa.string(),
+    address=pa.int64(),
+    size=pa.int64(),
+    file=pa.string(),
+    line=pa.int32(),
+    owner=pa.int32(),
+    traced=pa.bool_(),
 )
-SITES = pa.schema(
-    [
-        ("site", pa.int32()),
-        ("process", pa.int32()),
-        ("address", pa.uint64()),
-        ("module", pa.string()),
-        ("rva", pa.int64()),
-        ("function_id", pa.int32()),
-        ("name", pa.string()),
-        ("file", pa.string()),
-        ("line", pa.int32()),
-    ]
+SITES = schema(
+    site=pa.int32(),
+    process=pa.int32(),
+    address=pa.uint64(),
+    module=pa.string(),
+    rva=pa.int64(),
+    function_id=pa.int32(),
+    name=pa.string(),
+    file=pa.string(),
+    line=pa.int32(),
 )
-NODES = pa.schema(
-    [
-        ("node", pa.int32()),
-        ("parent", pa.int32()),
-        ("function_id", pa.int32()),
-        ("depth", pa.int32()),
-        ("outermost", pa.bool_()),
-        ("calls", pa.int64()),
-        ("total_ns", pa.int64()),
-        ("self_ns", pa.int64()),
-        ("min_ns", pa.int64()),
-        ("max_ns", pa.int64()),
-    ]
+NODES = schema(
+    node=pa.int32(),
+    parent=pa.int32(),
+    function_id=pa.int32(),
+    depth=pa.int32(),
+    outermost=pa.bool_(),
+    calls=pa.int64(),
+    total_ns=pa.int64(),
+    self_ns=pa.int64(),
+    min_ns=pa.int64(),
+    max_ns=pa.int64(),
 )
-DURATIONS = pa.schema([("function_id", pa.int32()), ("bucket", pa.int32()), ("calls", pa.int64())])
-THREADS = pa.schema(
-    [
-        ("thread", pa.int32()),
-        ("process", pa.int32()),
-        ("pid", pa.int64()),
-        ("tid", pa.int64()),
-        ("name", pa.string()),
-        ("start_ns", pa.int64()),
-        ("end_ns", pa.int64()),
-        ("calls", pa.int64()),
-        ("events", pa.int64()),
-    ]
+DURATIONS = schema(
+    function_id=pa.int32(),
+    bucket=pa.int32(),
+    calls=pa.int64(),
 )
-PROCESSES = pa.schema(
-    [
-        ("process", pa.int32()),
-        ("parent", pa.int32()),
-        ("pid", pa.int64()),
-        ("ppid", pa.int64()),
-        ("cause", pa.string()),
-        ("path", pa.string()),
-        ("command", pa.list_(pa.string())),
-        ("start_ns", pa.int64()),
-        ("end_ns", pa.int64()),
-    ]
+THREADS = schema(
+    thread=pa.int32(),
+    process=pa.int32(),
+    pid=pa.int64(),
+    tid=pa.int64(),
+    name=pa.string(),
+    start_ns=pa.int64(),
+    end_ns=pa.int64(),
+    calls=pa.int64(),
+    events=pa.int64(),
 )
-MODULES = pa.schema(
-    [
-        ("process", pa.int32()),
-        ("base", pa.uint64()),
-        ("span", pa.int64()),
-        ("path", pa.string()),
-        ("build_id", pa.string()),
-        ("id_base", pa.int32()),
-        ("load_ns", pa.int64()),
-        ("unload_ns", pa.int64()),
-        ("traced", pa.bool_()),
-        ("function_count", pa.int64()),
-        ("patch_count", pa.int64()),
-        ("refused", pa.int64()),
-    ]
+PROCESSES = schema(
+    process=pa.int32(),
+    parent=pa.int32(),
+    pid=pa.int64(),
+    ppid=pa.int64(),
+    cause=pa.string(),
+    path=pa.string(),
+    command=pa.list_(pa.string()),
+    start_ns=pa.int64(),
+    end_ns=pa.int64(),
+)
+MODULES = schema(
+    process=pa.int32(),
+    base=pa.uint64(),
+    span=pa.int64(),
+    path=pa.string(),
+    build_id=pa.string(),
+    id_base=pa.int32(),
+    load_ns=pa.int64(),
+    unload_ns=pa.int64(),
+    traced=pa.bool_(),
+    function_count=pa.int64(),
+    patch_count=pa.int64(),
+    refused=pa.int64(),
 )
 
 BASE = 0x5555_5555_0000
@@ -387,6 +384,7 @@ def sample() -> TraceBuilder:
     """A trace of two threads with recursion, a gap, a tail call, an exception and a call that never ended."""
     compare = Call("compare", 300, via="libc.so.6!qsort")
     walk = Call("walk", 1_000, (Call("walk", 500, (Call("walk", 200), Call("visit", 90))), Call("visit", 80)))
+    emit = Call("emit", 700, ended_by="tail_call")
     main = Call(
         "main",
         40_000,
@@ -402,3 +400,12 @@ def sample() -> TraceBuilder:
     )
     worker = tuple(Call("work", 20_000, (Call("pack::Stream<int, char>::push(int)", 4_000),)) for _ in range(3))
     return TraceBuilder([Thread(1000, (main,), name="git"), Thread(1001, worker, name="worker", start_ns=30_000)])
+
+
+def open_built(builder: TraceBuilder | None, trace: Path) -> Database:
+    """Write a trace, unless it is there, and open its tables, as callscope.reports.database.open_database does."""
+    if builder is not None:
+        builder.write(trace)
+    session = json.loads((trace / "session.json").read_text())
+    meta = json.loads((trace / "calls/meta.json").read_text())
+    return Database(trace, trace / "calls", session, meta, has_clock=not session["features"])

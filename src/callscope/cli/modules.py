@@ -27,4 +27,4 @@ def modules(trace: Path, process: int | None, output: Output) -> None:
         if output.json:
             output.write_json_array(rows)
         else:
-            output.write_lines(report.text(rows, output.style, database.has_clock))
+            output.write_lines(report.text(rows, output.style))

@@ -26,8 +26,8 @@ from callscope.reports.tree_text import Shape
 def tree(trace: Path, depth: int, limit: int, fold: bool, output: Output, **selection: Any) -> None:
     """Show who called whom, nested, thread by thread.
 
-    Each line has a call's duration, its thread and its name. What did not end by returning says how it ended. Calls made
-    through a function that was not traced stand inside [untraced NAME].
+    Each line has a call's duration, its thread and its name. What did not end by returning says how it ended. Calls
+    made through a function that was not traced stand inside [untraced NAME].
 
     TRACE is a directory that `callscope record` wrote, the newest *.trace here when left out.
     """

@@ -36,9 +36,9 @@ class Text:
 
     `barriers`: one byte per code byte, SOFT and HARD bits. `starts`, `ends`, `kinds`, `owners`: the functions in
     order of address. `branch_targets` (sorted) and `branch_sources`: every direct jump. `plt`: ranges of linkage
-    stubs. `undecodable`: functions that cannot be planned. `conditional_entries`: starts that conditional jumps of other
-    functions lead to. `switches`: functions with a jump table. `interior_pointers`: functions with an address inside
-    them stored somewhere.
+    stubs. `undecodable`: functions that cannot be planned. `conditional_entries`: starts that conditional jumps of
+    other functions lead to. `switches`: functions with a jump table. `interior_pointers`: functions with an address
+    inside them stored somewhere.
     """
 
     low: int

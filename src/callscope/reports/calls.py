@@ -134,7 +134,8 @@ def _rows(
 def _columns(database: Database, style: Style) -> list[Column]:
     ids = len(str(database.call_count))
     widths = database.rows(
-        "SELECT coalesce(max(length(pid::VARCHAR)), 1) AS pid, coalesce(max(length(tid::VARCHAR)), 1) AS tid FROM threads"
+        "SELECT coalesce(max(length(pid::VARCHAR)), 1) AS pid, coalesce(max(length(tid::VARCHAR)), 1) AS tid"
+        " FROM threads"
     )[0]
     columns = [
         Column("call_id", "Call", ids),

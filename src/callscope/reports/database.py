@@ -23,7 +23,6 @@ from typing import Any, Final
 import duckdb
 from numpy.typing import NDArray
 
-from callscope import format as records
 from callscope.errors import TraceError
 
 MEMORY_LIMIT: Final = "1GB"
@@ -61,7 +60,8 @@ SELECT c.call_id,
        {duration_ns} AS duration_ns,
        {self_ns} AS self_ns,
        c.depth,
-       CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END AS ended_by,
+       CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END
+           AS ended_by,
        CASE WHEN c.gap THEN s.name END AS via
 FROM {source} c
 LEFT JOIN functions f ON f.function_id = c.function_id
@@ -71,7 +71,8 @@ LEFT JOIN site_labels s ON s.site = c.site
 
 _SITE_LABELS = """
 CREATE VIEW site_labels AS
-SELECT site, name, CASE WHEN module IS NULL THEN printf('0x%x', address) ELSE module || printf('+0x%x', rva) END AS label
+SELECT site, name,
+       CASE WHEN module IS NULL THEN printf('0x%x', address) ELSE module || printf('+0x%x', rva) END AS label
 FROM sites
 """
 
@@ -84,16 +85,20 @@ FROM parquet_metadata([{files}]) WHERE path_in_schema = 'call_id' GROUP BY file_
 class Database:
     """One trace's tables, and what is known of its session.
 
-    session: the contents of session.json. meta: the contents of calls/meta.json. A context manager: leaving closes the
-    connection and removes its temporary files.
+    session: the contents of session.json, as found. meta: the contents of calls/meta.json. has_clock: whether times
+    were recorded, and not only the order of calls. A context manager: leaving closes the connection and removes its
+    temporary files.
     """
 
-    def __init__(self, trace: Path, calls: Path, session: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def __init__(
+        self, trace: Path, calls: Path, session: Mapping[str, Any], meta: Mapping[str, Any], has_clock: bool = True
+    ) -> None:
         """Open the tables in the directory `calls` of the trace directory `trace`; TraceError when they are damaged."""
         self.trace = trace
         self.calls = calls
         self.session = session
         self.meta = meta
+        self.has_clock = has_clock
         self._temporary = tempfile.mkdtemp(prefix="callscope-")
         self.connection = duckdb.connect(
             config={
@@ -125,11 +130,6 @@ class Database:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     @property
-    def has_clock(self) -> bool:
-        """Whether times were recorded, and not only the order of calls."""
-        return not int(self.session.get("features") or 0) & records.FEATURE_NO_CLOCK
-
-    @property
     def call_count(self) -> int:
         """Calls in the whole trace."""
         return int(self.meta.get("calls") or 0)
@@ -158,9 +158,9 @@ class Database:
     def stream_calls(self, query: Callable[[str], str]) -> Iterator[tuple[Any, ...]]:
         """The rows that a query makes of all calls, in order, in bounded memory.
 
-        `query(source)` answers SQL over `source`, some of the rows of `call_rows`, which ends in ORDER BY call_id. It is
-        asked for one range of call ids after the other: a small one first, so that the first rows come at once. (DuckDB
-        sorts a million rows in little time and memory, and keeps no order through joins by itself.)
+        `query(source)` answers SQL over `source`, some of the rows of `call_rows`, which ends in ORDER BY call_id. It
+        is asked for one range of call ids after the other: a small one first, so that the first rows come at once.
+        (DuckDB sorts a million rows in little time and memory, and keeps no order through joins by itself.)
         """
         first, length = 0, FIRST_RANGE
         end = max((last + 1 for _, last, _ in self._files), default=0)
@@ -256,4 +256,4 @@ def open_database(path: Path, progress: Callable[[int, int], None] | None = None
 
     trace = open_trace(path)
     table = build_calls(trace, progress=progress)
-    return Database(path, Path(table.path), trace.session, table.meta)
+    return Database(path, Path(table.path), trace.session, table.meta, trace.has_clock)

@@ -1,7 +1,7 @@
 """Functions by time and calls: `callscope report`.
 
-Totals come from the table of call paths and percentiles from the histogram, so the calls themselves are read only when a
-thread or a process is chosen. A recursive function's total counts its outermost calls only.
+Totals come from the table of call paths and percentiles from the histogram, so the calls themselves are read only when
+a thread or a process is chosen. A recursive function's total counts its outermost calls only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from callscope.reports.text import DURATION_WIDTH, NO_CLOCK, Style, duration, du
 PERCENTILE: Final = 0.99
 
 _FROM_NODES = """
-SELECT function_id, sum(calls)::BIGINT AS calls, coalesce(sum(CASE WHEN outermost THEN total_ns END), 0)::BIGINT AS total_ns,
+SELECT function_id, sum(calls)::BIGINT AS calls,
+       coalesce(sum(CASE WHEN outermost THEN total_ns END), 0)::BIGINT AS total_ns,
        sum(total_ns)::BIGINT AS every_ns, sum(self_ns)::BIGINT AS self_ns, min(min_ns) AS min_ns, max(max_ns) AS max_ns
 FROM nodes GROUP BY function_id
 """
 
 _FROM_CALLS = """
-SELECT c.function_id, count(*) AS calls, coalesce(sum(CASE WHEN n.outermost THEN c.duration_ns END), 0)::BIGINT AS total_ns,
+SELECT c.function_id, count(*) AS calls,
+       coalesce(sum(CASE WHEN n.outermost THEN c.duration_ns END), 0)::BIGINT AS total_ns,
        sum(c.duration_ns)::BIGINT AS every_ns, sum(c.self_ns)::BIGINT AS self_ns, min(c.duration_ns) AS min_ns,
        max(c.duration_ns) AS max_ns
 FROM call_rows c JOIN nodes n ON n.node = c.node WHERE {condition} GROUP BY c.function_id
@@ -34,7 +36,8 @@ _BUCKETS_OF_CALLS = """
 SELECT function_id, bucket, count(*) AS calls FROM (
     SELECT function_id, CASE WHEN duration_ns < 16 THEN duration_ns
         ELSE (e - 3) * 16 + (duration_ns >> (e - 4)) - 16 END AS bucket
-    FROM (SELECT function_id, duration_ns, length(bin(greatest(duration_ns, 1))) - 1 AS e FROM call_rows WHERE {condition})
+    FROM (SELECT function_id, duration_ns, length(bin(greatest(duration_ns, 1))) - 1 AS e
+          FROM call_rows WHERE {condition})
 ) GROUP BY function_id, bucket
 """
 """As durations.parquet has them: 16 buckets to every power of two."""
@@ -52,8 +55,8 @@ SELECT function_id, min(bucket) AS bucket FROM (
 class FunctionTimes:
     """One function's calls. Times in nanoseconds, None in a trace without clock.
 
-    address: in the module. total_ns: time within it, calls it made included, a recursion's inner calls not counted again.
-    average_ns, min_ns, max_ns, p99_ns: of single calls, inner ones too. p99_ns: 99 of 100 calls took no longer, to 3 %.
+    address: in the module. total_ns: time within it, calls it made included, a recursion's inner calls not counted
+    again. average_ns, min_ns, max_ns, p99_ns: of single calls, inner ones too; p99_ns is exact to 3 %.
     """
 
     function: str

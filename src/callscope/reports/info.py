@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from callscope.reports.database import Database
+from callscope.reports.session import checked
 from callscope.reports.text import BOLD, YELLOW, Style, duration, plural, printable, size
 
+ENOUGH_CALLS = 100_000
+"""From this many calls on, bytes a call say something: space is taken by the megabyte."""
 MOST_LISTED = 20
 """Modules and processes shown as text; JSON has all."""
 
@@ -20,25 +23,25 @@ def info(database: Database) -> dict[str, Any]:
     modules: each traced image once, with its coverage (places patched of those found, by kind), functions called and
     calls. rejected: images that should have been traced and could not, with reasons.
     """
-    session, meta = database.session, database.meta
+    session, meta = checked(database.session), database.meta
     counts = database.rows(
-        "SELECT count(*) AS threads, coalesce(sum(events), 0)::BIGINT AS events FROM threads WHERE events > 0 OR calls > 0"
+        "SELECT count(*) AS threads, coalesce(sum(events), 0)::BIGINT AS events FROM threads"
+        " WHERE events > 0 OR calls > 0"
     )[0]
-    clock = "none" if not database.has_clock else "tsc"
     return {
         "trace": str(database.trace),
-        "status": session.get("status"),
-        "callscope": session.get("callscope"),
-        "command": session.get("command") or [],
-        "cwd": session.get("cwd"),
-        "host": session.get("host") or {},
-        "started": session.get("started"),
+        "status": session["status"],
+        "callscope": session["callscope"],
+        "command": session["command"],
+        "cwd": session["cwd"],
+        "host": session["host"],
+        "started": session["started"],
         "duration_ns": meta.get("duration_ns"),
-        "exit_status": session.get("exit_status"),
-        "main_pid": session.get("main_pid"),
-        "clock": clock,
-        "clock_hz": _frequency(session) if database.has_clock else None,
-        "options": session.get("options") or {},
+        "exit_status": session["exit_status"],
+        "main_pid": session["main_pid"],
+        "clock": "tsc" if database.has_clock else "none",
+        "clock_hz": session["clock_hz"] if database.has_clock else None,
+        "options": session["options"],
         "processes": _processes(database),
         "threads": counts["threads"],
         "calls": database.call_count,
@@ -49,8 +52,8 @@ def info(database: Database) -> dict[str, Any]:
             "calls": disk_size(database.calls),
             "total": disk_size(database.trace),
         },
-        "modules": _modules(database),
-        "rejected": session.get("rejected") or [],
+        "modules": _modules(database, session["images"]),
+        "rejected": session["rejected"],
         "warnings": meta.get("warnings") or [],
     }
 
@@ -62,26 +65,27 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
     machine = ", ".join(
         str(part) for part in (host.get("hostname"), host.get("kernel"), host.get("machine")) if part
     ) + (f", {plural(host['cpus'], 'CPU')}" if host.get("cpus") else "")
-    bytes_a_call = f", {facts['size']['events'] / facts['calls']:.1f} bytes a call" if facts["calls"] else ""
+    calls = facts["calls"]
+    bytes_a_call = f", {facts['size']['events'] / calls:.1f} bytes a call" if calls >= ENOUGH_CALLS else ""
     values = {
         "Trace": f"{facts['trace']}{'' if facts['status'] == 'complete' else ' (not complete)'}",
         "Command": shlex.join(facts["command"]),
         "Directory": facts["cwd"],
         "Host": machine,
         "Started": facts["started"],
-        "Duration": duration(facts["duration_ns"]).strip() if facts["duration_ns"] is not None else None,
+        "Duration": duration(facts["duration_ns"]).strip() if facts["duration_ns"] else None,
         "Ended": _ending(facts),
         "Clock": _clock(facts),
         "Options": _options(facts["options"]),
-        "Recorded": f"{plural(facts['calls'], 'call')} in {plural(facts['threads'], 'thread')} of "
+        "Recorded": f"{plural(calls, 'call')} in {plural(facts['threads'], 'thread')} of "
         f"{plural(len(facts['processes']), 'process')}, {plural(facts['events'], 'event')}",
         "Lost": plural(lost, "event") if lost else "nothing",
         "Size": f"{size(facts['size']['events'])} of events{bytes_a_call}; {size(facts['size']['calls'])} calls table",
     }
     for name, value in values.items():
         if value:
-            shown = printable(str(value))
-            yield f"{style.paint(f'{name:<10}', BOLD)} {style.paint(shown, YELLOW) if name == 'Lost' and lost else shown}"
+            shown = style.paint(printable(str(value)), *((YELLOW,) if name == "Lost" and lost else ()))
+            yield f"{style.paint(f'{name:<10}', BOLD)} {shown}"
     if len(facts["processes"]) > 1:
         yield ""
         yield style.paint("Processes", BOLD)
@@ -117,7 +121,7 @@ def _processes(database: Database) -> list[dict[str, Any]]:
     )
 
 
-def _modules(database: Database) -> list[dict[str, Any]]:
+def _modules(database: Database, images: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The images of the session, and what became of them in the processes."""
     loads = {
         row["path"]: row
@@ -134,31 +138,22 @@ def _modules(database: Database) -> list[dict[str, Any]]:
             " ON n.function_id = f.function_id GROUP BY f.path"
         )
     }
-    images = [image for image in database.session.get("images") or [] if isinstance(image, dict)]
-    known = {image.get("path") for image in images}
-    images += [{"path": path} for path in sorted((loads.keys() | called.keys()) - known) if path]
+    known = {image["path"] for image in images}
+    unknown: dict[str, Any] = {"build_id": None, "function_count": None, "coverage": {}}
+    others = [{"path": path, **unknown} for path in sorted((loads.keys() | called.keys()) - known) if path]
     return [
         {
-            "path": image.get("path"),
-            "build_id": image.get("build_id"),
-            "functions": image.get("function_count"),
-            "functions_called": called.get(image.get("path"), {}).get("functions_called", 0),
-            "calls": called.get(image.get("path"), {}).get("calls", 0),
-            "loads": loads.get(image.get("path"), {}).get("loads", 0),
-            "patches_refused": loads.get(image.get("path"), {}).get("refused", 0),
-            "coverage": image.get("coverage") or {},
+            "path": image["path"],
+            "build_id": image["build_id"],
+            "functions": image["function_count"],
+            "functions_called": called.get(image["path"], {}).get("functions_called", 0),
+            "calls": called.get(image["path"], {}).get("calls", 0),
+            "loads": loads.get(image["path"], {}).get("loads", 0),
+            "patches_refused": loads.get(image["path"], {}).get("refused", 0),
+            "coverage": image["coverage"],
         }
-        for image in images
+        for image in [*images, *others]
     ]
-
-
-def _frequency(session: Mapping[str, Any]) -> float | None:
-    """Ticks of the clock a second, from its readings at start and end."""
-    try:
-        start, end = session["clock"]["start"], session["clock"]["end"]
-        return float((end["tsc"] - start["tsc"]) * 1e9 / (end["monotonic_ns"] - start["monotonic_ns"]))
-    except (KeyError, TypeError, ZeroDivisionError):
-        return None
 
 
 def _ending(facts: Mapping[str, Any]) -> str:
@@ -192,7 +187,8 @@ def _process_line(process: Mapping[str, Any]) -> str:
     origin = "" if process["cause"] == "launch" else f" ({process['cause']} of {process['ppid']})"
     if process["cause"] == "exec":
         origin = " (exec)"
-    return f"  {process['pid']:>7}  {plural(process['calls'], 'call')}, {plural(process['threads'], 'thread')}: {name}{origin}"
+    counts = f"{plural(process['calls'], 'call')}, {plural(process['threads'], 'thread')}"
+    return f"  {process['pid']:>7}  {counts}: {name}{origin}"
 
 
 def _module_line(module: Mapping[str, Any]) -> str:

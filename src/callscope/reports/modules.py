@@ -8,7 +8,7 @@ from typing import Any
 
 from callscope.reports.database import Database
 from callscope.reports.table import Column, fit, header, line
-from callscope.reports.text import DIM, NO_CLOCK, Style, printable, seconds, size
+from callscope.reports.text import DIM, Style, printable, seconds, size
 
 _MODULES = """
 SELECT p.pid, m.process, m.path, m.build_id, m.base, m.span, m.load_ns, m.unload_ns, m.traced,
@@ -28,7 +28,7 @@ def modules(database: Database, process: int | None = None) -> list[dict[str, An
     return rows if process is None else [row for row in rows if row["pid"] == process]
 
 
-def text(rows: Sequence[dict[str, Any]], style: Style, clock: bool = True) -> Iterator[str]:
+def text(rows: Sequence[dict[str, Any]], style: Style) -> Iterator[str]:
     """Lines of a table."""
     longest = max((len(seconds(row["unload_ns"] or row["load_ns"] or 0)) for row in rows), default=6)
     columns = [
@@ -42,13 +42,11 @@ def text(rows: Sequence[dict[str, Any]], style: Style, clock: bool = True) -> It
         Column("build_id", "Build-id", 40, left=True, rank=1),
         Column("path", "Module"),
     ]
-    shown = fit([column for column in columns if clock or column.key not in ("load_ns", "unload_ns")], style)
+    shown = fit(columns, style)
     yield header(shown, style)
     for row in rows:
         written = line(shown, [_cell(row, column.key) for column in shown])
         yield written if row["traced"] else style.paint(written, DIM)
-    if not clock:
-        yield style.comment(NO_CLOCK)
 
 
 def _cell(row: dict[str, Any], key: str) -> str:

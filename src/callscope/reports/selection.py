@@ -10,6 +10,7 @@ from pathlib import Path
 from callscope.errors import TraceError
 from callscope.globs import NameGlob, without_parameters
 from callscope.reports.database import Database
+from callscope.reports.session import checked
 from callscope.reports.text import printable
 
 MOST_LISTED = 12
@@ -34,15 +35,14 @@ def check_calls(database: Database) -> None:
     """Raise TraceError, which says why, when the trace holds no call at all."""
     if database.call_count:
         return
-    session = database.session
-    rejected = session.get("rejected") or []
-    options = session.get("options") or {}
-    if rejected:
-        listed = "; ".join(f"{entry.get('path')}: {entry.get('reason')}" for entry in rejected[:3])
+    session = checked(database.session)
+    options = session["options"]
+    if session["rejected"]:
+        listed = "; ".join(f"{entry['path']}: {entry['reason']}" for entry in session["rejected"][:3])
         reason = f"modules that could not be traced: {listed}"
-    elif options.get("functions") or options.get("excludes") or options.get("exclude"):
-        reason = "perhaps no function called matched --function and --exclude"
-    elif session.get("status") == "recording":
+    elif any(options.get(name) for name in ("functions", "excludes", "exclude_files")):
+        reason = "perhaps no function that was called matched --function and --exclude"
+    elif session["status"] == "recording":
         reason = "the recording did not end, or goes on"
     else:
         reason = "no function of the modules traced was called"

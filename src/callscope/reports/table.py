@@ -32,7 +32,7 @@ class Column:
 
 
 def fit(columns: Sequence[Column], style: Style, room: int = ROOM_FOR_LAST) -> list[Column]:
-    """The columns to show, each as wide as its title; the last one is as wide as its text. Nothing is left out in a pipe."""
+    """The columns to show, each at least as wide as its title, the last as wide as its text. A pipe gets all."""
     shown = [
         Column(column.key, column.title, max(column.width, len(column.title)), column.left, column.rank)
         for column in columns

@@ -20,7 +20,7 @@ _STEPS = ((999_500, 1e3, "us"), (999_500_000, 1e6, "ms"), (9_999_500_000_000, 1e
 
 @dataclass(frozen=True)
 class Style:
-    """Where text goes: into a terminal `width` columns wide, or, when that is None, a pipe or file that wants it all."""
+    """Where text goes: a terminal `width` columns wide or, when that is None, a pipe or file that wants it all."""
 
     colour: bool = False
     width: int | None = None
@@ -102,8 +102,8 @@ def shorten(name: str, room: int) -> str:
         name = _fold(name, opening, closing)
         if len(name) <= room:
             return name
-    half = (room - 2) // 2
-    return f"{name[: room - 2 - half]}..{name[-half:]}"
+    half = (room - 1) // 2
+    return f"{name[: room - 1 - half]}~{name[-half:]}"
 
 
 def _fold(name: str, opening: str, closing: str) -> str:

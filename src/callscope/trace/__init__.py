@@ -1,1 +1,1 @@
-"""From a trace directory to events, processes and the module timeline."""
+"""Trace directory -> processes, threads, modules over time, chunks of events, clock. format/SPEC.md is the contract."""

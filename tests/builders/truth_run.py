@@ -1,0 +1,70 @@
+"""One cell of the matrix: a random program built one way, recorded, and its rebuilt calls held against its own log."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.builders.compilers import compile_program
+from tests.builders.random_program import random_program
+from tests.builders.tracing import patched_functions, run_plain, run_traced, traced_threads
+from tests.builders.truth import Verdict, compare, logged_addresses, read_truth
+
+LEVELS = ("-O0", "-O1", "-O2", "-O3", "-Os")
+FRAME_POINTERS = ("-fomit-frame-pointer", "-fno-omit-frame-pointer")
+# Other flags that change the code a tracer meets; each seed gets one set. Not -ffunction-sections with zig: its linker
+# then sends calls of a function that only jumps on straight to where it jumps, so that the logged call is none.
+EXTRAS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "gcc": ((), ("-no-pie",), ("-fcf-protection=none",), ("-fno-plt",), ("-fstack-protector-all",), ("-flto",)),
+    "zig": ((), ("-fPIE", "-pie"), ("-fcf-protection=full",), ("-fno-plt",), ("-fstack-protector-all",)),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """How a program is made: its seed, compiler and flags, and whether it is traced stripped."""
+
+    seed: int
+    compiler: str
+    level: str
+    frame_pointer: str
+    stripped: bool = False
+
+    @property
+    def flags(self) -> list[str]:
+        """The compiler's flags."""
+        extras = EXTRAS[self.compiler]
+        return [self.level, self.frame_pointer, *extras[self.seed % len(extras)]]
+
+    def __str__(self) -> str:
+        name = f"{self.seed}-{self.compiler}{self.level}{'-fp' if 'no-omit' in self.frame_pointer else ''}"
+        return name + ("-stripped" if self.stripped else "")
+
+
+def run_cell(cell: Cell, directory: Path, cache: Path, limit: int = 20000) -> Verdict:
+    """Build, record and judge; `directory` keeps the program, its log and the trace for a look when it fails."""
+    program = random_program(cell.seed)
+    source = directory / f"random{cell.seed}.cpp"
+    source.write_text(program.source)
+    binary = compile_program([source], directory / "random", cell.flags, cell.compiler)
+    traced = binary
+    if cell.stripped:
+        traced = directory / "stripped"
+        subprocess.run(["strip", "-o", str(traced), str(binary)], check=True)
+    log, trace = directory / "truth", directory / "trace"
+    plain = run_plain([traced, directory / "plain.truth", str(limit)])
+    outcome = run_traced([traced, log, str(limit)], trace, cache)
+    verdict = Verdict()
+    if (outcome.output, outcome.errors, outcome.status) != (plain.output, plain.errors, plain.status):
+        verdict.problems.append(f"plain: {plain}; traced: {outcome}")
+    if not log.exists():
+        verdict.problems.append("the program left no log")
+        return verdict
+    addresses = logged_addresses(binary, program)
+    patched = patched_functions(trace, traced, addresses)
+    for name in sorted({program.names[n] for n in set(addresses.values()) - patched.entries} - program.tiny):
+        verdict.problems.append(f"{name} is not patched")
+    found = compare(read_truth(log), traced_threads(trace, traced.name), program, addresses, patched)
+    found.problems[:0] = verdict.problems
+    return found
