@@ -390,9 +390,7 @@ def sample() -> TraceBuilder:
         40_000,
         (
             Call("setup", 2_500),
-            Call(
-                "cmd_log", 12_000, (walk, compare, compare, Call("emit", 700, ended_by="tail_call"), Call("flush", 950))
-            ),
+            Call("cmd_log", 12_000, (walk, compare, compare, emit, Call("flush", 950))),
             Call("fail", 1_100, (Call("throw_error", 60, ended_by="unwound"),), ended_by="unwound"),
             Call("wait_for_worker", 1_500_000, ended_by="running"),
         ),

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -136,24 +137,20 @@ class Database:
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """All rows of a query, as dicts. Raises TraceError when the tables are damaged."""
-        try:
+        with self._translated():
             cursor = self.connection.execute(sql, list(parameters))
             names = [column[0] for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-        except duckdb.Error as error:
-            raise self._damaged(error) from error
 
     def stream(self, sql: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a query, fetched in batches. Until the iterator ends, no other query may be made.
 
         Raises TraceError when the tables are damaged.
         """
-        try:
+        with self._translated():
             cursor = self.connection.execute(sql)
             while batch := cursor.fetchmany(BATCH):
                 yield from batch
-        except duckdb.Error as error:
-            raise self._damaged(error) from error
 
     def stream_calls(self, query: Callable[[str], str]) -> Iterator[tuple[Any, ...]]:
         """The rows that a query makes of all calls, in order, in bounded memory.
@@ -188,10 +185,8 @@ class Database:
 
     def arrays(self, sql: str) -> dict[str, NDArray[Any]]:
         """All rows of a query as NumPy arrays by column. Raises TraceError when the tables are damaged."""
-        try:
+        with self._translated():
             return self.connection.execute(sql).fetchnumpy()
-        except duckdb.Error as error:
-            raise self._damaged(error) from error
 
     def create_table_of_arrays(self, name: str, columns: dict[str, NDArray[Any]]) -> None:
         """Make or replace a temporary table of NumPy arrays."""
@@ -229,6 +224,18 @@ class Database:
 
     def _parquet(self, name: str) -> str:
         return f"read_parquet([{quoted(str(self.calls / name) + '.parquet')}])"
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """DuckDB's exceptions as ours; it makes a RuntimeError of a KeyboardInterrupt."""
+        try:
+            yield
+        except duckdb.Error as error:
+            raise self._damaged(error) from error
+        except RuntimeError as error:
+            if "interrupted" in str(error):
+                raise KeyboardInterrupt from error
+            raise
 
     def _damaged(self, error: duckdb.Error) -> TraceError:
         if isinstance(error, duckdb.OutOfMemoryException):
