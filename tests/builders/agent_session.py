@@ -188,11 +188,11 @@ def decode_record(head: np.void, data: bytes) -> Record:
     if layout is not None:
         fields = np.frombuffer(data, layout, 1)[0]
         payload = {
-            name: fields[name].item() if not fields[name].shape else bytes(fields[name]) for name in layout.names
+            name: fields[name].item() if not fields[name].shape else bytes(fields[name]) for name in layout.names or ()
         }
         data = data[layout.itemsize :]
-    numbers = (int(head[name]) for name in ("process", "pid", "tid", "thread", "tsc"))
-    return Record(kind, *numbers, payload, data)
+    process, pid, tid, thread, tsc = (int(head[name]) for name in ("process", "pid", "tid", "thread", "tsc"))
+    return Record(kind, process, pid, tid, thread, tsc, payload, data)
 
 
 def decode_chunk(head: np.void, chunk: np.ndarray[Any, Any]) -> list[Event]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -98,7 +99,7 @@ def traced_threads(trace: Path, module: str) -> list[TracedThread]:
     columns = read_calls(trace, ("call_id", "up", "function_id", "ended_by"))
     calls = trace / "calls"
     functions = pq.read_table(calls / "functions.parquet")
-    ours = functions.filter(pc.equal(functions["module"], module))
+    ours = functions.filter(pc.equal(functions["module"], pa.scalar(module)))
     address_of = np.full(int(pc.max(functions["function_id"]).as_py() or 0) + 1, -1, np.int64)
     address_of[ours["function_id"].to_numpy()] = ours["address"].to_numpy()
     threads = pq.read_table(calls / "threads.parquet").to_pylist()
@@ -150,6 +151,6 @@ def count_calls(trace: Path, name: str) -> int:
     """The calls of the functions with this name."""
     build_calls(open_trace(trace))
     functions = pq.read_table(trace / "calls/functions.parquet")
-    wanted = functions.filter(pc.equal(functions["name"], name))["function_id"].to_numpy()
+    wanted = functions.filter(pc.equal(functions["name"], pa.scalar(name)))["function_id"].to_numpy()
     columns = read_calls(trace, ["function_id"])
     return sum(int(np.isin(rows["function_id"], wanted).sum()) for rows in columns.values())

@@ -48,6 +48,11 @@ def write_version(trace: Path, version: object) -> None:
     (trace / "session.json").write_text(json.dumps(session | {"version": version}))
 
 
+def session_directory(trace: Path) -> None:
+    (trace / "session.json").unlink()
+    (trace / "session.json").mkdir()
+
+
 def break_magic(trace: Path) -> None:
     with (trace / "events").open("r+b") as stream:
         stream.write(b"nonsense")
@@ -72,7 +77,7 @@ BREAKAGES: dict[str, Callable[[Path], object]] = {
     "session a list": lambda trace: (trace / "session.json").write_text("[]"),
     "session of another program": lambda trace: (trace / "session.json").write_text('{"name": "x"}'),
     "session binary": lambda trace: (trace / "session.json").write_bytes(b"\xff\xfe\x00" * 100),
-    "session a directory": lambda trace: ((trace / "session.json").unlink(), (trace / "session.json").mkdir()),
+    "session a directory": session_directory,
     "no events": lambda trace: (trace / "events").unlink(),
     "events of another format": break_magic,
     "events of another version": break_events_version,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from iced_x86 import Decoder, Mnemonic
-from tests.builders.code import LOW, NO_FRAMES, text_of
 
 from callscope.format import STUB_BYTES, STUB_ENTRY, STUB_EXIT, STUB_TAIL
 from callscope.patching.worker import Part, plan_range
+from tests.builders.code import LOW, NO_FRAMES, text_of
 
 PROLOGUE = bytes.fromhex("55 4889e5 53 4883ec08")  # push rbp; mov rbp,rsp; push rbx; sub rsp,8
 EPILOGUE = bytes.fromhex("4883c408 5b 5d c3")  # add rsp,8; pop rbx; pop rbp; ret

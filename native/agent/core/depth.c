@@ -8,7 +8,7 @@
 #include "system.h"
 
 #define LANES 16
-#define NEAR 0x10000ull     /* a step down within a stack that needs no search */
+#define NEAR 0x10000ull /* a step down within a stack that needs no search */
 #define SAME_STACK 0x100000ull
 #define LARGEST_DEPTH 0x100000u
 

@@ -8,8 +8,8 @@
 #define LARGEST_STEP 0x80000ull
 #define SINK_BYTES 0x10000ull
 
-/* chunk_header.flags: OPEN while a thread writes there, CLAIMED until its header names that thread. The bits above count
- * the owners, so that of two threads which find a chunk abandoned only one gets it. */
+/* chunk_header.flags: OPEN while a thread writes there, CLAIMED until its header names that thread. The bits above
+ * count the owners, so that of two threads which find a chunk abandoned only one gets it. */
 #define OPEN 1u
 #define CLAIMED 2u
 #define OWNER 4u
@@ -199,8 +199,7 @@ void cs_events_abandon(uint32_t process) {
         struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
         if (number >= __atomic_load_n(&cs_session.events->next_chunk, __ATOMIC_RELAXED))
             return;
-        if (commit((uint8_t *)header, sizeof *header) && header->magic == CS_CHUNK_MAGIC &&
-            header->process == process)
+        if (commit((uint8_t *)header, sizeof *header) && header->magic == CS_CHUNK_MAGIC && header->process == process)
             __atomic_fetch_and(&header->flags, ~OPEN, __ATOMIC_RELEASE);
     }
 }

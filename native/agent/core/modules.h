@@ -18,10 +18,10 @@ struct cs_module {
     const void *handle; /* the loader's own record; NULL: this slot is free */
     uint64_t base;      /* address of the lowest page */
     uint64_t span;
-    uint64_t bias;      /* what the loader added to the file's addresses */
+    uint64_t bias; /* what the loader added to the file's addresses */
     const void *dynamic;
-    bool seen;          /* found in the loader's list at the last look */
-    uint32_t flags;     /* MODULE_* */
+    bool seen;      /* found in the loader's list at the last look */
+    uint32_t flags; /* MODULE_* */
     uint32_t id_base;
     uint32_t function_count;
     uint32_t patch_count, patch_refused;

@@ -173,7 +173,7 @@ const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t sh
             }
             if (function != CS_PATCH_ALWAYS && refused[function / 8] >> function % 8 & 1)
                 continue;
-            write_word(place, (now & ~mask) | (new & mask), length, whole);
+            write_word(place, (now & ~mask) | (new &mask), length, whole);
             outcome->applied++;
         }
     return NULL;

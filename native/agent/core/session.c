@@ -50,9 +50,8 @@ bool cs_session_open(uint8_t *events, uint64_t events_mapped, uint8_t *journal, 
         return false;
     struct cs_events_header *header = (struct cs_events_header *)events;
     struct cs_journal_header *records = (struct cs_journal_header *)journal;
-    if (header->magic != CS_EVENTS_MAGIC || header->version != CS_TRACE_VERSION ||
-        records->magic != CS_JOURNAL_MAGIC || records->version != CS_TRACE_VERSION ||
-        records->tail < CS_JOURNAL_HEADER_BYTES)
+    if (header->magic != CS_EVENTS_MAGIC || header->version != CS_TRACE_VERSION || records->magic != CS_JOURNAL_MAGIC ||
+        records->version != CS_TRACE_VERSION || records->tail < CS_JOURNAL_HEADER_BYTES)
         return false;
     uint64_t chunk = header->chunk_bytes;
     if (chunk < 0x10000 || chunk > 0x40000000 || chunk & (chunk - 1) || header->chunk_limit < 2)

@@ -44,11 +44,8 @@ bool cs_image_from_headers(struct cs_image *image, uint64_t bias, const Elf64_Ph
         return false;
     low &= ~(PAGE - 1);
     high = (high + PAGE - 1) & ~(PAGE - 1);
-    *image = (struct cs_image){.bias = bias,
-                               .base = bias + low,
-                               .span = high - low,
-                               .headers = headers,
-                               .header_count = (uint32_t)count};
+    *image = (struct cs_image){
+        .bias = bias, .base = bias + low, .span = high - low, .headers = headers, .header_count = (uint32_t)count};
     for (uint64_t i = 0; i < count && !image->build_id; i++)
         if (headers[i].p_type == PT_NOTE && inside(image, bias + headers[i].p_vaddr, headers[i].p_memsz) &&
             cs_image_protection(image, headers[i].p_vaddr - low, headers[i].p_memsz) > 0)

@@ -8,7 +8,7 @@
 
 /* One loaded ELF image. */
 struct cs_image {
-    uint64_t bias; /* added by the loader to the file's addresses */
+    uint64_t bias;       /* added by the loader to the file's addresses */
     uint64_t base, span; /* page-aligned extent */
     const Elf64_Phdr *headers;
     uint32_t header_count;

@@ -7,7 +7,7 @@
 
 /* What the agent was started with. */
 struct cs_launch {
-    const char *recorder;  /* path of the recorder's socket, or NULL */
+    const char *recorder;                                 /* path of the recorder's socket, or NULL */
     uint64_t program_headers, program_header_count, vdso; /* from the auxiliary vector */
 };
 

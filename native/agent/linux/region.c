@@ -38,7 +38,8 @@ static void unmap_file(struct mapping *mapping) {
 /* Map at exactly `address`, never over something else; a file when it has a descriptor. */
 static uint8_t *map_at(uint64_t address, uint64_t bytes, const struct mapping *file, uint64_t offset) {
     int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | (file ? 0 : MAP_ANONYMOUS);
-    uint8_t *place = cs_map((void *)address, bytes, PROT_READ | PROT_WRITE, flags, file ? file->descriptor : -1, offset);
+    uint8_t *place =
+        cs_map((void *)address, bytes, PROT_READ | PROT_WRITE, flags, file ? file->descriptor : -1, offset);
     if (place && (uint64_t)place != address) {
         cs_unmap(place, bytes); /* a kernel before 4.17 */
         return NULL;
@@ -79,8 +80,8 @@ static uint8_t *map_region(const struct cs_plan *plan, const struct cs_image *im
     uint64_t planned = image->base + (uint64_t)header->delta;
     uint8_t *region = map_at(planned, header->region_bytes, file, header->region_offset);
     if (!region)
-        region = map_within_reach(image->base, image->base + image->span, header->region_bytes, file,
-                                  header->region_offset);
+        region =
+            map_within_reach(image->base, image->base + image->span, header->region_bytes, file, header->region_offset);
     return region;
 }
 
@@ -97,8 +98,8 @@ static bool seal_region(uint8_t *region, const struct cs_plan_header *header) {
     if (!copy)
         return false;
     memcpy(copy, region, bytes);
-    long moved = cs_call6(SYS_mremap, (long)copy, (long)bytes, (long)bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                          (long)region, 0);
+    long moved =
+        cs_call6(SYS_mremap, (long)copy, (long)bytes, (long)bytes, MREMAP_MAYMOVE | MREMAP_FIXED, (long)region, 0);
     if (cs_failed(moved))
         cs_system_release(copy, bytes);
     return !cs_failed(moved) && make_executable(region, header);

@@ -90,7 +90,8 @@ void cs_system_clocks(uint64_t *tsc, uint64_t *monotonic_ns, uint64_t *realtime_
     }
 }
 
-/* The number in field `index` (from 1) of a line of /proc/self/stat, whose second field may hold anything in brackets. */
+/* The number in field `index` (from 1) of a line of /proc/self/stat, whose second field may hold anything in brackets.
+ */
 static uint64_t stat_field(const char *line, uint64_t bytes, int index) {
     uint64_t at = bytes;
     while (at && line[at - 1] != ')')

@@ -56,7 +56,7 @@ def _kind_table() -> bytes:
     table = bytearray(max(codes) + 1)
     probe = Instruction()
     for code in codes:
-        probe.code = code
+        probe.code = code  # type: ignore[assignment]  # the stubs give codes a type of their own: they are integers
         mnemonic = probe.mnemonic
         kind = _FLOW.get(probe.flow_control, PLAIN)
         if code == Code.INVALID:

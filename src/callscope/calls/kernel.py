@@ -52,55 +52,14 @@ COLUMNS: dict[str, str] = {
 }
 """columns of a batch in the order of `struct cs_call_rows`, with their types"""
 
-_INPUT = [
-    "function_flags",
-    "function_owner",
-    "function_out",
-    "function_limit",
-    "images",
-    "image_count",
-    "modules",
-    "module_count",
-    "resumed",
-    "resumed_count",
-    "late",
-    "late_count",
-    "site_names",
-    "node_names",
-    "site_count",
-    "node_count",
-    "origin_tsc",
-    "tick_limit",
-    "tick_scale",
-    "end_tsc",
-]
-_COUNTS = [
-    "calls",
-    "events",
-    "first_tsc",
-    "last_tsc",
-    "unmatched",
-    "unfinished",
-    "unknown",
-    "too_deep",
-    "merged_paths",
-    "lanes",
-    "left",
-    "nodes",
-    "sites",
-    "late",
-    "buckets",
-    "out",
-    "assumed",
-    "resumed",
-    "node_count",
-    "site_count",
-    "late_count",
-    "bucket_count",
-    "out_count",
-    "assumed_count",
-    "resumed_count",
-]
+_INPUT = """
+    function_flags function_owner function_out function_limit images image_count modules module_count resumed
+    resumed_count late late_count site_names node_names site_count node_count origin_tsc tick_limit tick_scale end_tsc
+""".split()  # noqa: SIM905
+_COUNTS = """
+    calls events first_tsc last_tsc unmatched unfinished unknown too_deep merged_paths lanes left nodes sites late
+    buckets out assumed resumed node_count site_count late_count bucket_count out_count assumed_count resumed_count
+""".split()  # noqa: SIM905
 
 
 class _Input(ctypes.Structure):
@@ -124,7 +83,9 @@ class _Result(ctypes.Structure):
 
 @dataclass
 class Functions:
-    """What the kernel must know of all functions, by function id: FUNCTION_* flags u1, owner ids u4, `out` u1 (learned)."""
+    """What the kernel must know of all functions, by function id: FUNCTION_* flags u1, owner ids u4, `out` u1
+    (learned).
+    """
 
     flags: NDArray[np.uint8]
     owner: NDArray[np.uint32]

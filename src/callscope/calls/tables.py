@@ -18,23 +18,22 @@ if TYPE_CHECKING:
 
 PART_ROWS = 64 << 20
 """rows of one file: an unfinished Parquet file cannot be read, so a long table rolls over"""
-CALLS = pa.schema(
-    {
-        "call_id": pa.int64(),
-        "up": pa.int64(),
-        "thread": pa.int32(),
-        "function_id": pa.int32(),
-        "site": pa.int32(),
-        "start_ns": pa.int64(),
-        "duration_ns": pa.int64(),
-        "self_ns": pa.int64(),
-        "depth": pa.int32(),
-        "ended_by": pa.uint8(),
-        "descendants": pa.int64(),
-        "node": pa.int32(),
-        "gap": pa.bool_(),
-    }
-)
+_CALLS: dict[str, Any] = {
+    "call_id": pa.int64(),
+    "up": pa.int64(),
+    "thread": pa.int32(),
+    "function_id": pa.int32(),
+    "site": pa.int32(),
+    "start_ns": pa.int64(),
+    "duration_ns": pa.int64(),
+    "self_ns": pa.int64(),
+    "depth": pa.int32(),
+    "ended_by": pa.uint8(),
+    "descendants": pa.int64(),
+    "node": pa.int32(),
+    "gap": pa.bool_(),
+}
+CALLS = pa.schema(list(_CALLS.items()))
 _DICTIONARY = ["up", "thread", "function_id", "site", "depth", "ended_by", "descendants", "node"]
 _ENCODINGS = {
     "call_id": "DELTA_BINARY_PACKED",
@@ -63,13 +62,15 @@ class CallsWriter:
         count = len(columns["up"])
         if not count:
             return
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "call_id": np.arange(self._next, self._next + count),
             "thread": np.full(count, self._thread, np.int32),
             "function_id": columns["function"],
             "gap": columns["gap"].astype(np.bool_),
         }
-        batch = pa.table([pa.array(arrays.get(name, columns.get(name))) for name in CALLS.names], schema=CALLS)
+        batch = pa.table(
+            [_array(arrays[name] if name in arrays else columns[name]) for name in CALLS.names], schema=CALLS
+        )
         if self._file is None or self._rows + count > PART_ROWS:
             self._close()
             path = self._directory / f"calls-{self._thread}-{self._part}.parquet"
@@ -78,7 +79,7 @@ class CallsWriter:
                 CALLS,
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=_DICTIONARY,
+                use_dictionary=_DICTIONARY,  # type: ignore[arg-type]  # the stubs know only bool, the writer takes names too
                 column_encoding=_ENCODINGS,
             )
             self._part, self._rows = self._part + 1, 0
@@ -90,6 +91,10 @@ class CallsWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _array(values: NDArray[Any]) -> Any:
+    return pa.array(values)
 
 
 def write_tables(
@@ -128,7 +133,7 @@ def write_tables(
             "calls": pa.array(buckets["calls"].astype(np.int64) if len(buckets) else [], pa.int64()),
         },
     )
-    names = {}
+    names: dict[tuple[str, bytes], ImageNames] = {}
     for module in trace.modules:
         names.setdefault((module.path, module.build_id), ImageNames(module.path, module.build_id, trace.warnings))
     _write_functions(trace, target, nodes, names)
@@ -136,7 +141,7 @@ def write_tables(
     _write_history(trace, target, threads)
 
 
-def _write(target: Path, name: str, columns: dict[str, pa.Array]) -> None:
+def _write(target: Path, name: str, columns: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns), target / f"{name}.parquet", compression="zstd")
 
 
@@ -170,21 +175,23 @@ def _write_functions(
                     "traced": True,
                 }
             )
-    schema = pa.schema(
-        [
-            ("function_id", pa.int32()),
-            ("module", pa.string()),
-            ("path", pa.string()),
-            ("name", pa.string()),
-            ("address", pa.int64()),
-            ("size", pa.int64()),
-            ("file", pa.string()),
-            ("line", pa.int32()),
-            ("owner", pa.int32()),
-            ("traced", pa.bool_()),
-        ]
+    _write_rows(
+        target,
+        "functions",
+        rows,
+        {
+            "function_id": pa.int32(),
+            "module": pa.string(),
+            "path": pa.string(),
+            "name": pa.string(),
+            "address": pa.int64(),
+            "size": pa.int64(),
+            "file": pa.string(),
+            "line": pa.int32(),
+            "owner": pa.int32(),
+            "traced": pa.bool_(),
+        },
     )
-    pq.write_table(pa.Table.from_pylist(rows, schema), target / "functions.parquet", compression="zstd")
 
 
 def _write_sites(
@@ -221,20 +228,22 @@ def _write_sites(
                 "file": file,
                 "line": line,
             }
-    schema = pa.schema(
-        [
-            ("site", pa.int32()),
-            ("process", pa.int32()),
-            ("address", pa.uint64()),
-            ("module", pa.string()),
-            ("rva", pa.int64()),
-            ("function_id", pa.int32()),
-            ("name", pa.string()),
-            ("file", pa.string()),
-            ("line", pa.int32()),
-        ]
+    _write_rows(
+        target,
+        "sites",
+        rows,
+        {
+            "site": pa.int32(),
+            "process": pa.int32(),
+            "address": pa.uint64(),
+            "module": pa.string(),
+            "rva": pa.int64(),
+            "function_id": pa.int32(),
+            "name": pa.string(),
+            "file": pa.string(),
+            "line": pa.int32(),
+        },
     )
-    pq.write_table(pa.Table.from_pylist(rows, schema), target / "sites.parquet", compression="zstd")
 
 
 def _write_history(trace: Trace, target: Path, threads: list[ThreadCalls]) -> None:

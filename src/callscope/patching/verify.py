@@ -1,5 +1,4 @@
-"""A plan is checked before anyone uses it: what moved means the same where it is now, and nothing lands inside a patch.
-"""
+"""A plan is checked before use: what moved means the same where it is now, and nothing lands inside a patch."""
 
 from __future__ import annotations
 

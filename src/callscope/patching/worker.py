@@ -59,8 +59,7 @@ class Part:
 
 
 def plan_range(text: Text, frames: Frames, first: int, last: int) -> Part:
-    """Plan the functions with indices from `first` up to `last`. Raises PlanError when the plan fails its own checks.
-    """
+    """Plan the functions with indices from `first` up to `last`. Raises PlanError when the plan fails its checks."""
     layout = Layout()
     start = text.starts[first]
     end = min(text.high, text.ends[last - 1] + MOST_PADDING)

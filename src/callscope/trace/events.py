@@ -29,8 +29,8 @@ _MOST_CHUNKS = 1 << 22
 class EventsFile:
     """What is known of an events file without reading its events.
 
-    chunks: CHUNK[n], the valid ones, in order of thread and sequence. lost: events that found no room. size, mtime_ns: of
-    the file when it was read.
+    chunks: CHUNK[n], the valid ones, in order of thread and sequence. lost: events that found no room. size,
+    mtime_ns: of the file when it was read.
     """
 
     path: Path
@@ -70,7 +70,7 @@ class EventsReader:
     def read(self, chunk: np.void, buffer: NDArray[np.uint8]) -> int:
         """Read the bytes after the chunk's header into the buffer; how many. Fewer than expected at a torn end."""
         wanted = min(int(chunk["bytes"]), len(buffer))
-        view = memoryview(buffer)
+        view = memoryview(buffer)  # type: ignore[arg-type]  # an array is a buffer; the stubs for 3.11 cannot say so
         done = 0
         start = int(chunk["offset"]) + records.CHUNK_HEADER.itemsize
         try:
@@ -184,4 +184,5 @@ def _read_chunks(descriptor: int, size: int, chunk_bytes: int, warnings: list[st
     plausible = (used >= records.CHUNK_HEADER.itemsize) & (used <= chunk_bytes)
     chunks["bytes"] = np.where(plausible, used - np.uint64(records.CHUNK_HEADER.itemsize), room)
     chunks = chunks[is_valid]
-    return chunks[np.lexsort((chunks["offset"], chunks["sequence"], chunks["thread"]))]
+    ordered: NDArray[np.void] = chunks[np.lexsort((chunks["offset"], chunks["sequence"], chunks["thread"]))]
+    return ordered

@@ -124,7 +124,9 @@ def _read_data(descriptor: int) -> bytes:
 
 
 def parse_records(data: bytes, offset: int, warnings: list[str]) -> list[Record]:
-    """The records from `offset` on. Holes, unfinished and damaged records are passed over, with one warning for them all."""
+    """The records from `offset` on. Holes, unfinished and damaged records are passed over, with one warning for them
+    all.
+    """
     found: list[Record] = []
     damaged = 0
     at = (offset + 7) & ~7
@@ -173,9 +175,15 @@ def _parse(record: Record, payload: bytes) -> Record | None:
             words = tuple(os.fsdecode(word) for word in command.removesuffix(b"\0").split(b"\0")) if command else ()
             return ProcessStart(*head, parent, ppid, cause, path, words, monotonic, realtime)
         if record.kind == records.JOURNAL_MODULE_LOAD:
-            *fields, id_bytes, build_id, region, region_bytes, path_bytes, _ = _MODULE_LOAD.unpack_from(payload)
-            path = _text(payload, _MODULE_LOAD.size, path_bytes)
-            return ModuleLoad(*head, *fields, build_id[: min(id_bytes, 32)], region, region_bytes, path)
+            fields = _MODULE_LOAD.unpack_from(payload)
+            base, span, id_base, count, patched, refused, flags, id_bytes, build_id, region, region_bytes, length, _ = (
+                fields
+            )
+            path = _text(payload, _MODULE_LOAD.size, length)
+            build_id = build_id[: min(id_bytes, 32)]
+            return ModuleLoad(
+                *head, base, span, id_base, count, patched, refused, flags, build_id, region, region_bytes, path
+            )
         if record.kind == records.JOURNAL_MODULE_UNLOAD:
             return ModuleUnload(*head, *_MODULE_UNLOAD.unpack_from(payload))
         if record.kind in (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_MARKER,

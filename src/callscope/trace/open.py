@@ -84,8 +84,8 @@ class Trace:
 def open_trace(path: str | Path) -> Trace:
     """Open the trace directory at `path`.
 
-    What is missing or damaged costs a line in `warnings` as long as anything can be read. Raises TraceError, with one line
-    that says what to do, when it is no trace or was written by another version.
+    What is missing or damaged costs a line in `warnings` as long as anything can be read. Raises TraceError, with one
+    line that says what to do, when it is no trace or was written by another version.
     """
     directory = Path(path)
     if "\0" in str(path) or not directory.exists():
@@ -98,7 +98,8 @@ def open_trace(path: str | Path) -> Trace:
         raise TraceError(f"{directory} cannot be read: {error.strerror}; check its permissions") from None
     if not present:
         raise TraceError(
-            f"{directory} is not a trace: it has neither {SESSION_NAME} nor {EVENTS_NAME}; make one with callscope record"
+            f"{directory} is not a trace: it has neither {SESSION_NAME} nor {EVENTS_NAME}; "
+            "make one with callscope record"
         )
     warnings: list[str] = []
     file = read_session(directory, warnings)

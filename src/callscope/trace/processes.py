@@ -48,8 +48,8 @@ class Module:
 class Process:
     """One program image in one process: an exec begins a new one.
 
-    number: in the session, from 1. parent: number of the process it came from, 0 when unknown. cause: launch, exec, fork or
-    unknown. start_tsc, end_tsc: ticks; None when not recorded.
+    number: in the session, from 1. parent: number of the process it came from, 0 when unknown. cause: launch, exec,
+    fork or unknown. start_tsc, end_tsc: ticks; None when not recorded.
     """
 
     number: int
@@ -130,8 +130,10 @@ def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: 
                 thread.end_tsc = record.tsc
         elif isinstance(record, Text):
             history.notes.append(Note(record.kind, record.tsc, number, record.tid, record.code, record.text))
-    for number in sorted(crowded):
-        warnings.append(f"process {number} loaded more than {MOST_MODULES} modules: the rest is not followed")
+    warnings += [
+        f"process {number} loaded more than {MOST_MODULES} modules: the rest is not followed"
+        for number in sorted(crowded)
+    ]
     _add_chunks(history, chunks)
     return history
 

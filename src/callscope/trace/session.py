@@ -22,8 +22,8 @@ _MOST_ID = 0x7FFF_FFFF
 class PlannedImage:
     """An image the recorder made a plan for. Its functions have the ids id_base .. id_base + function_count - 1.
 
-    path: as it was when recorded. build_id: empty when the image has none. functions: the functions file, relative to the
-    trace directory. span: bytes of address space.
+    path: as it was when recorded. build_id: empty when the image has none. functions: the functions file, relative to
+    the trace directory. span: bytes of address space.
     """
 
     id_base: int
@@ -52,12 +52,14 @@ def check_version(version: object, what: str) -> int:
     if version > records.TRACE_VERSION:
         newest = records.TRACE_VERSION
         raise TraceError(
-            f"{what} was written by a newer callscope (format {version}; this one reads up to {newest}): update callscope"
+            f"{what} was written by a newer callscope (format {version}; "
+            f"this one reads up to {newest}): update callscope"
         )
     if version < records.TRACE_VERSION_OLDEST:
         oldest = records.TRACE_VERSION_OLDEST
         raise TraceError(
-            f"{what} was written by an older callscope (format {version}; this one reads from {oldest}): record it again"
+            f"{what} was written by an older callscope (format {version}; "
+            f"this one reads from {oldest}): record it again"
         )
     return version
 
