@@ -15,7 +15,9 @@ NO_FRAMES = Frames(FrameTable(np.empty(0, FDE), np.empty(0, ROW)))
 """code without call frame information"""
 
 
-def text_of(functions: list[bytes], pointers: tuple[int, ...] = (), gap: bytes = b"") -> Text:
+def text_of(
+    functions: list[bytes], pointers: tuple[int, ...] = (), gap: bytes = b"", landing_pads: tuple[int, ...] = ()
+) -> Text:
     """Functions one behind the other from LOW on, `gap` after each; `pointers`: addresses that anything may jump to."""
     code = bytearray()
     starts, ends = [], []
@@ -34,7 +36,7 @@ def text_of(functions: list[bytes], pointers: tuple[int, ...] = (), gap: bytes =
                 jumps.append((instruction.near_branch_target, instruction.ip))
                 if LOW <= instruction.near_branch_target < high:
                     barriers[instruction.near_branch_target - LOW] |= SOFT
-    for pointer in pointers:
+    for pointer in (*pointers, *landing_pads):
         barriers[pointer - LOW] |= HARD
     jumps.sort()
     return Text(
@@ -53,4 +55,5 @@ def text_of(functions: list[bytes], pointers: tuple[int, ...] = (), gap: bytes =
         conditional_entries=frozenset(),
         switches=frozenset(),
         interior_pointers=frozenset(),
+        landing_pads=list(landing_pads),
     )

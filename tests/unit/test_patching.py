@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from iced_x86 import Decoder, Mnemonic
 
-from callscope.format import STUB_BYTES, STUB_ENTRY, STUB_EXIT, STUB_TAIL
+from callscope.format import STUB_BYTES, STUB_ENTRY, STUB_EXIT, STUB_LANDING, STUB_TAIL
 from callscope.patching.worker import Part, plan_range
 from tests.builders.code import LOW, NO_FRAMES, text_of
 
@@ -53,7 +53,7 @@ def test_entry_and_exit_of_a_plain_function() -> None:
     part = plan([PROLOGUE + bytes.fromhex("e800000000") + EPILOGUE])
     assert patched(part) == {LOW: 5, LOW + len(PROLOGUE) + 5 + 2 - 2: 5}
     assert stubs_called(part) == [STUB_ENTRY, STUB_EXIT]
-    assert part.counts == {"entry": 1, "exit": 1, "tail": 0}
+    assert part.counts == {"entry": 1, "exit": 1, "tail": 0, "landing": 0}
     assert not part.refusals
     assert trampoline(part, LOW)[:2] == ["push rcx", "mov ecx,0"]
 
@@ -73,7 +73,7 @@ def test_a_tiny_function_moves_whole_with_its_ret() -> None:
 
 def test_lone_rets_without_padding_are_refused_with_their_reason() -> None:
     part = plan([b"\xc3", b"\xc3"], gap=b"")
-    assert part.counts == {"entry": 2, "exit": 2, "tail": 0}
+    assert part.counts == {"entry": 2, "exit": 2, "tail": 0, "landing": 0}
     assert {kind for kind, reason in reasons(part) if "single byte" in reason} == {"entry", "exit"}
     assert len(part.refusals) == 4
     assert not len(part.patches)
@@ -137,3 +137,14 @@ def test_unwind_records_cover_every_trampoline() -> None:
     part = plan([PROLOGUE + bytes.fromhex("e800000000") + EPILOGUE])
     assert len(part.records) == len(part.record_starts) == 2
     assert np.all(np.diff(part.record_starts) > 0)
+
+
+def test_a_landing_pad_is_recorded_where_it_begins() -> None:
+    pad = bytes.fromhex("4889c7 e800000000")  # mov rdi,rax; call: where an exception resumes
+    body = PROLOGUE + bytes.fromhex("e800000000") + EPILOGUE + pad
+    place = LOW + len(body) - len(pad)
+    text = text_of([body], gap=PADDING, landing_pads=(place,))
+    part = plan_range(text, NO_FRAMES, 0, 1)
+    assert part.counts["landing"] == 1
+    assert patched(part)[place] == 5
+    assert STUB_LANDING in stubs_called(part)

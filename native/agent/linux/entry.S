@@ -2,6 +2,7 @@
  *
  *   cs_entry           [return to trampoline][saved rcx][return address of the traced call]   ecx = function id
  *   cs_exit, cs_tail   [return to trampoline][return address of the traced call]
+ *   cs_landing         [return to trampoline][whatever the stack holds at a landing pad]
  *   ..._red            the same, but the trampoline moved the stack pointer 128 bytes further down first
  *   ..._plain          without the clock
  *   ..._deep           ask the depth filter first
@@ -25,6 +26,7 @@
     .set KIND_ENTRY, 1
     .set KIND_EXIT, 2
     .set KIND_TAIL, 3
+    .set KIND_LANDING, 6
 
     .macro keep register
     push \register
@@ -165,6 +167,8 @@
     exit_routine cs_exit, KIND_EXIT, 1, 0
     exit_routine cs_tail, KIND_TAIL, 1, 0
     exit_routine cs_tail_red, KIND_TAIL, 1, RED_ZONE
+    exit_routine cs_landing, KIND_LANDING, 1, 0
+    exit_routine cs_landing_plain, KIND_LANDING, 0, 0
     exit_routine cs_exit_plain, KIND_EXIT, 0, 0
     exit_routine cs_tail_plain, KIND_TAIL, 0, 0
     exit_routine cs_tail_plain_red, KIND_TAIL, 0, RED_ZONE
@@ -253,6 +257,10 @@
     deep_routine cs_exit_plain_deep, cs_depth_leave, 8, cs_exit_plain
     deep_routine cs_tail_plain_deep, cs_depth_leave, 8, cs_tail_plain
     deep_routine cs_tail_plain_deep_red, cs_depth_leave, 8 + RED_ZONE, cs_tail_plain_red
+
+    /* A landing is recorded whatever the depth. */
+    exit_routine cs_landing_deep, KIND_LANDING, 1, 0
+    exit_routine cs_landing_plain_deep, KIND_LANDING, 0, 0
 
     /* In place of the loader's empty function for debuggers. */
     routine cs_loader_changed

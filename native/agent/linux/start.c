@@ -39,13 +39,18 @@ ROUTINE(cs_tail_deep);
 ROUTINE(cs_tail_deep_red);
 ROUTINE(cs_tail_plain_deep);
 ROUTINE(cs_tail_plain_deep_red);
+ROUTINE(cs_landing);
+ROUTINE(cs_landing_plain);
+ROUTINE(cs_landing_deep);
+ROUTINE(cs_landing_plain_deep);
 
 #define ROUTINES(suffix)                                                                                               \
     {[CS_STUB_ENTRY] = (uint64_t)cs_entry##suffix,                                                                     \
      [CS_STUB_EXIT] = (uint64_t)cs_exit##suffix,                                                                       \
      [CS_STUB_TAIL] = (uint64_t)cs_tail##suffix,                                                                       \
      [CS_STUB_ENTRY_RED_ZONE] = (uint64_t)cs_entry##suffix##_red,                                                      \
-     [CS_STUB_TAIL_RED_ZONE] = (uint64_t)cs_tail##suffix##_red}
+     [CS_STUB_TAIL_RED_ZONE] = (uint64_t)cs_tail##suffix##_red,                                                        \
+     [CS_STUB_LANDING] = (uint64_t)cs_landing##suffix}
 
 /* By feature: bit 0 without the clock, bit 1 with the depth filter. */
 const uint64_t cs_routines[4][CS_STUB_COUNT] = {ROUTINES(), ROUTINES(_plain), ROUTINES(_deep), ROUTINES(_plain_deep)};

@@ -57,7 +57,8 @@
 #define CS_STUB_TAIL 2u
 #define CS_STUB_ENTRY_RED_ZONE 3u
 #define CS_STUB_TAIL_RED_ZONE 4u
-#define CS_STUB_COUNT 5u
+#define CS_STUB_LANDING 5u
+#define CS_STUB_COUNT 6u
 #define CS_FUNCTION_ENTRY 1u
 #define CS_FUNCTION_EXITS 2u
 #define CS_FUNCTION_TAILS 4u

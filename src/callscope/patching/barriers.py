@@ -61,6 +61,7 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
         conditional_entries=frozenset(conditional.tolist()),
         switches=switches,
         interior_pointers=frozenset(np.unique(inside).tolist()),
+        landing_pads=np.unique(landing.pads).tolist(),
     )
 
 

@@ -14,7 +14,15 @@ from iced_x86 import Code, Decoder, Encoder, Instruction, Register
 from numpy.typing import NDArray
 
 from callscope.binary import disassembly as dis
-from callscope.format import STUB_BYTES, STUB_ENTRY, STUB_ENTRY_RED_ZONE, STUB_EXIT, STUB_TAIL, STUB_TAIL_RED_ZONE
+from callscope.format import (
+    STUB_BYTES,
+    STUB_ENTRY,
+    STUB_ENTRY_RED_ZONE,
+    STUB_EXIT,
+    STUB_LANDING,
+    STUB_TAIL,
+    STUB_TAIL_RED_ZONE,
+)
 from callscope.patching.runs import Redirect, Run
 from callscope.patching.text import Text
 from callscope.patching.windows import long_displacement
@@ -117,6 +125,8 @@ class Emitter:
             if run.red_zone:
                 code += _ABOVE_RED_ZONE
                 self._push(-128)
+        if run.landing:
+            self._stub(STUB_LANDING)
         moved: list[tuple[int, int]] = []
         closed = False
         raw = self._text.bytes_at(run.start, run.end - run.start)

@@ -83,7 +83,7 @@ def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | N
     _shared.update(text=text, frames=Frames(frames))
     parts = _run(_plan_task, _ranges(functions, jobs), jobs, tell)
     _shared.clear()
-    counts = {kind: sum(part.counts[kind] for part in parts) for kind in ("entry", "exit", "tail")}
+    counts = {kind: sum(part.counts[kind] for part in parts) for kind in ("entry", "exit", "tail", "landing")}
     refusals = [refusal for part in parts for refusal in part.refusals]
     return Plan(image, functions, frames, text, parts, time.perf_counter() - begin, refusals, counts)
 

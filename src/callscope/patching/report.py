@@ -48,6 +48,7 @@ class PlanReport:
     entries: Coverage
     exits: Coverage
     tail_jumps: Coverage
+    landing_pads: Coverage
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +69,7 @@ class PlanReport:
             coverage(data["entries"]),
             coverage(data["exits"]),
             coverage(data["tail_jumps"]),
+            coverage(data["landing_pads"]),
             data["seconds"],
         )
 
@@ -94,5 +96,6 @@ def make_report(plan: Plan) -> PlanReport:
         coverage("entry"),
         coverage("exit"),
         coverage("tail"),
+        coverage("landing"),
         round(plan.seconds, 3),
     )

@@ -19,6 +19,8 @@ from callscope.patching.windows import FALLS, LAST, Pending, Windows, long_displ
 
 REACH_BACK = 128
 REACH_AHEAD = 127
+_FORWARD = ("entry", "landing")
+"""kinds of places whose run begins at the place"""
 _BORROW_BYTES = 2 * JUMP_BYTES
 
 
@@ -47,7 +49,7 @@ class Rescue:
         """Place what can be placed; refuse the rest with its reason."""
         waiting: list[tuple[Pending, int, int, tuple[int, ...]]] = []
         for place in self.pending:
-            if self.taken.holds(place.address) and place.kind != "entry":
+            if self.taken.holds(place.address) and place.kind not in _FORWARD:
                 continue  # a run made since holds it, and records it there
             waiting.append((place, *self._stretch(place)))
         for _, start, end, crossed in waiting:
@@ -88,9 +90,9 @@ class Rescue:
         text, taken = self.text, self.taken
         position = bisect_left([instruction.ip for instruction in code], place.address)
         crossed: list[int] = []
-        if place.kind == "entry":
+        if place.kind in _FORWARD:
             last, size, closed = position, 0, False
-            if text.loops_to(place.function, place.address):
+            if place.kind == "entry" and text.loops_to(place.function, place.address):
                 crossed.append(place.address)
             while size < JUMP_BYTES and last < len(code) and not closed:
                 instruction = code[last]
@@ -128,7 +130,7 @@ class Rescue:
 
     def _room(self, place: Pending, start: int, end: int) -> int:
         """Bytes a run may overwrite: its own and padding behind a final jump or ret."""
-        closed = place.kind != "entry" or end >= self.text.ends[place.function]
+        closed = place.kind not in _FORWARD or end >= self.text.ends[place.function]
         padding = self.text.padding(end) if closed else 0
         while padding and not self.taken.free(end, end + padding):
             padding -= 1
@@ -161,7 +163,7 @@ class Rescue:
         room = self._room(place, start, end)
         detached = False
         if room < SHORT_JUMP_BYTES:
-            if place.kind == "entry" or not self._reached_by_jumps_only(place.function, start):
+            if place.kind in _FORWARD or not self._reached_by_jumps_only(place.function, start):
                 return "a single byte with no room around it"
             detached = True
             crossed = (start,)
@@ -215,6 +217,7 @@ class Rescue:
         self.taken.take(start, max(end, start + (SHORT_JUMP_BYTES if island is not None else JUMP_BYTES)))
         red_zone = self.text.starts[place.function] in self.text.conditional_entries
         run = Run(start, end, place.function, place.kind == "entry", island, red_zone and place.kind == "entry")
+        run.landing = place.kind == "landing"
         self.layout.runs.append(run)
         insort(self.runs, (start, end))
 

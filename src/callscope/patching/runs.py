@@ -22,7 +22,7 @@ class Run:
     `function` is the index of the function whose choice switches the patch, PATCH_ALWAYS if it serves several. `entry`:
     the trampoline records the ENTRY of `function` first. `island`: address of the island its short jump goes to, or
     None. `red_zone`: the code may be reached by a conditional jump from a function that still uses the bytes below
-    the stack pointer. `borrowed`: moved only to make room for an island. `detached`: every way to it is redirected,
+    the stack pointer. `borrowed`: moved only to make room for an island. `landing`: the trampoline records that an exception landed. `detached`: every way to it is redirected,
     so nothing is written over it.
     """
 
@@ -33,6 +33,7 @@ class Run:
     island: int | None = None
     red_zone: bool = False
     borrowed: bool = False
+    landing: bool = False
     detached: bool = False
 
 
@@ -57,7 +58,7 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A place that stays unpatched, and why; `kind` is 'entry', 'exit' or 'tail'."""
+    """A place that stays unpatched, and why; `kind` is 'entry', 'exit', 'tail' or 'landing'."""
 
     kind: str
     function: int
@@ -79,7 +80,7 @@ class Layout:
     refusals: list[Refusal] = field(default_factory=list)
     tails: set[int] = field(default_factory=set)
     quiet: set[int] = field(default_factory=set)
-    counts: dict[str, int] = field(default_factory=lambda: {"entry": 0, "exit": 0, "tail": 0})
+    counts: dict[str, int] = field(default_factory=lambda: {"entry": 0, "exit": 0, "tail": 0, "landing": 0})
     entered: set[int] = field(default_factory=set)
     exits_left: set[int] = field(default_factory=set)
     tails_left: set[int] = field(default_factory=set)

@@ -5,6 +5,7 @@ What finds no room here is left to rescue.py.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from iced_x86 import Instruction, Register
@@ -61,6 +62,7 @@ class Windows:
             return
         if kind == NOT_PART:
             self._entry(index, code, kinds, first)
+        self._landings(index, code, kinds)
         floor = code[first].ip if kind == NOT_PART else start
         for position, what in enumerate(kinds):
             if what == dis.PLAIN:
@@ -142,6 +144,36 @@ class Windows:
             Run(start, start + size, index, entry=True, red_zone=text.starts[index] in text.conditional_entries)
         )
         self.layout.entered.add(index)
+
+    def _landings(self, index: int, code: list[Instruction], kinds: list[int]) -> None:
+        """Give every landing pad of the function a run: where an exception resumes, the frames below are gone."""
+        text, taken = self.text, self.taken
+        pads = text.landing_pads
+        position = bisect_left(pads, text.starts[index])
+        if position == len(pads) or pads[position] >= text.ends[index]:
+            return
+        places = {instruction.ip: number for number, instruction in enumerate(code)}
+        while position < len(pads) and pads[position] < text.ends[index]:
+            first = places.get(pads[position])
+            position += 1
+            if first is None:
+                continue
+            if kinds[first] == dis.LANDING and first + 1 < len(code):
+                first += 1
+            self.layout.counts["landing"] += 1
+            start, end = code[first].ip, code[first].ip
+            for instruction, what in zip(code[first:], kinds[first:], strict=True):
+                barrier = end > start and text.barrier(instruction.ip)
+                if end - start >= JUMP_BYTES or barrier or (what not in FALLS and what not in LAST):
+                    break
+                end = instruction.next_ip
+                if what in LAST:
+                    break
+            if end - start < JUMP_BYTES or not taken.free(start, end):
+                self.pending.append(Pending("landing", index, start, end, start))
+                continue
+            taken.take(start, end)
+            self.layout.runs.append(Run(start, end, index, landing=True))
 
     def _leave(
         self, index: int, code: list[Instruction], kinds: list[int], position: int, floor: int, kind: str

@@ -182,6 +182,8 @@ def _withdraw(text: Text, layout: Layout, run: Run, reason: str) -> None:
     if run.entry:
         layout.entered.discard(function)
         layout.refusals.append(Refusal("entry", function, run.start, reason))
+    if run.landing:
+        layout.refusals.append(Refusal("landing", function, run.start, reason))
     for instruction in text.decode(run.start, run.end):
         if instruction.ip in layout.tails:
             layout.tails_left.add(function)
