@@ -86,6 +86,16 @@ def test_the_summary_has_the_figures_and_the_next_command(recorder: Recorder, co
     assert lines[-1].startswith("callscope: next: callscope report counted.trace")
 
 
+def test_run_records_and_reports(recorder: Recorder, counted: Path) -> None:
+    done = recorder.run("run", "-f", "*er", "--sort", "calls", counted, "calls", "3")
+    assert done.returncode == 3
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[:3] == ["Total", "Self", "Calls"]
+    assert [(row.split()[-1], row.split()[4]) for row in rows] == [("counted!inner", "100"), ("counted!outer", "10")]
+    assert done.stderr.splitlines()[-1] == "callscope: next: callscope tree counted.trace"
+    assert len(recorder.run("run", "-q", "-n", "1", "-f", "*er", counted).stdout.splitlines()) == 3
+
+
 def test_an_earlier_trace_is_kept(recorder: Recorder, counted: Path) -> None:
     for status in ("1", "2"):
         assert recorder.run("record", "-q", counted, "calls", status).returncode == int(status)

@@ -48,6 +48,10 @@ def test_the_usual_case(result: RecordResult) -> None:
     ]
 
 
+def test_run_points_past_the_report(result: RecordResult) -> None:
+    assert summary_lines(result, reported=True)[-1] == "next: callscope tree git.trace"
+
+
 def test_everything_that_went_wrong_is_said(result: RecordResult) -> None:
     journal = JournalSummary(processes=1, notes=["the events file is full"], refused={"/lib/a.so": 2})
     wrong = replace(

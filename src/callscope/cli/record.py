@@ -68,9 +68,9 @@ def record(quiet: bool, **options: Any) -> None:
     sys.exit(result.exit_status)
 
 
-def show_summary(result: RecordResult) -> None:
-    """Say what came of a recording, on standard error."""
-    for line in summary_lines(result):
+def show_summary(result: RecordResult, reported: bool = False) -> None:
+    """Say what came of a recording, on standard error. `reported`: its report follows."""
+    for line in summary_lines(result, reported):
         click.echo(f"callscope: {line}", err=True)
 
 

@@ -32,7 +32,7 @@ def run(quiet: bool, sort: str, limit: int, **options: Any) -> None:
     """
     result = record_program(options_of(**options), progress_bar)
     if not quiet:
-        show_summary(result)
+        show_summary(result, reported=True)
     with open_trace_database(result.trace) as database:
         output = Output()
         times = functions.function_times(database, Selection(), sort)

@@ -20,8 +20,11 @@ FEW_FUNCTIONS = 64
 """A program with fewer is a door to its libraries, as python3 is where libpython is shared."""
 
 
-def summary_lines(result: RecordResult) -> list[str]:
-    """The summary, a line each: the trace and its figures, coverage, what is missing, what to do next."""
+def summary_lines(result: RecordResult, reported: bool = False) -> list[str]:
+    """The summary, a line each: the trace and its figures, coverage, what is missing, what to do next.
+
+    `reported`: the report comes next anyway.
+    """
     lines = [
         f"{shorten(result.trace)}: {figures(result)}",
         *ending(result.exit_status),
@@ -33,7 +36,8 @@ def summary_lines(result: RecordResult) -> list[str]:
         *hints(result),
     ]
     trace = shlex.quote(shorten(result.trace))
-    lines.append(f"next: callscope report {trace}    or: callscope tree {trace}")
+    report = "" if reported else f"callscope report {trace}    or: "
+    lines.append(f"next: {report}callscope tree {trace}")
     return lines
 
 
