@@ -247,6 +247,8 @@ class Windows:
         indexed = jump.memory_index != Register.NONE
         if not indexed and jump.op0_register == Register.NONE:
             return True
+        if self._follows_epilogue(code, kinds, position):
+            return True
         if index in self.text.interior_pointers:
             return None
         if index in self.text.switches:
@@ -255,6 +257,15 @@ class Windows:
                     return False
             return None
         return True
+
+    def _follows_epilogue(self, code: list[Instruction], kinds: list[int], position: int) -> bool:
+        """Whether the frame was given up in the straight run before a jump: what follows is another function then."""
+        for before in range(position - 1, max(-1, position - _SWITCH_WINDOW - 1), -1):
+            if kinds[before] not in dis.FALLS_THROUGH:
+                return False
+            if self.frames.stack_offset(code[before].ip) not in (8, None):
+                return True
+        return False
 
 
 def long_displacement(raw: bytes) -> int:
