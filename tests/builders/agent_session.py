@@ -57,6 +57,7 @@ class Session:
     features: int = 0
     max_depth: int = 0
     chosen: Path | None = None
+    hang_up: bool = False
     questions: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,6 +102,9 @@ class Session:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        if self.hang_up:
+            connection.close()
+            return
         with connection, connection.makefile("rwb") as stream:
             request = np.frombuffer(stream.read(records.REQUEST.itemsize), records.REQUEST)[0]
             for _ in range(int(request["module_count"])):
@@ -123,14 +127,18 @@ class Session:
         """Of the module that is number `number` in `plans`."""
         return 1 + 1000 * number
 
+    @staticmethod
+    def preload() -> dict[str, str]:
+        """What loads the agent."""
+        return {"LD_PRELOAD": str(library_path(AGENT_NAME))}
+
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a traced program."""
         ours = {
-            "LD_PRELOAD": str(library_path(AGENT_NAME)),
             "CALLSCOPE_SESSION": str(self.directory),
             "CALLSCOPE_RECORDER": str(self.socket_path),
         }
-        return {**os.environ, **ours, **more}
+        return {**os.environ, **self.preload(), **ours, **more}
 
     def run(self, *command: str | Path, timeout: float = 60, check: bool = True, **options: Any) -> Any:
         """Run a program traced; what subprocess.run gives."""

@@ -151,6 +151,10 @@ def count_calls(trace: Path, name: str) -> int:
     """The calls of the functions with this name."""
     build_calls(open_trace(trace))
     functions = pq.read_table(trace / "calls/functions.parquet")
-    wanted = functions.filter(pc.equal(functions["name"], pa.scalar(name)))["function_id"].to_numpy()
+    wanted = [
+        row["function_id"]
+        for row in functions.select(["function_id", "name"]).to_pylist()
+        if row["name"] == name or row["name"].startswith(name + ".")  # gcc's clones: name.isra.0
+    ]
     columns = read_calls(trace, ["function_id"])
     return sum(int(np.isin(rows["function_id"], wanted).sum()) for rows in columns.values())

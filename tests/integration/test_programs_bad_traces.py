@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from callscope.format import CHUNK_BYTES, CHUNK_HEADER, ENTRY_EVENT
 from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.tracing import Outcome, callscope, count_calls, run_traced
 
@@ -69,14 +70,14 @@ def empty(trace: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+FIRST_EVENT = CHUNK_BYTES + CHUNK_HEADER.itemsize + ENTRY_EVENT.itemsize
+"""bytes of an events file that holds its header and one event"""
+
 BREAKAGES: dict[str, Callable[[Path], object]] = {
     "newer version": lambda trace: write_version(trace, 99),
     "version of a wrong type": lambda trace: write_version(trace, [1]),
     "empty directory": empty,
-    "session not JSON": lambda trace: (trace / "session.json").write_text('{"format": '),
-    "session a list": lambda trace: (trace / "session.json").write_text("[]"),
     "session of another program": lambda trace: (trace / "session.json").write_text('{"name": "x"}'),
-    "session binary": lambda trace: (trace / "session.json").write_bytes(b"\xff\xfe\x00" * 100),
     "session a directory": session_directory,
     "no events": lambda trace: (trace / "events").unlink(),
     "events of another format": break_magic,
@@ -108,6 +109,17 @@ def test_what_is_no_trace_is_refused_in_one_line(what: str, command: str, tmp_pa
     refused(callscope([command, path], plan_cache))
 
 
+@pytest.mark.parametrize("text", ['{"format": ', "[]", "\x00\x01" * 100])
+def test_calls_outlive_a_damaged_session(text: str, copy: Path, plan_cache: Path) -> None:
+    (copy / "session.json").write_text(text)
+    assert survives(callscope(["report", copy], plan_cache))
+    info = callscope(["info", copy], plan_cache)
+    assert survives(info)
+    assert "session.json is damaged" in info.output
+    threads = json.loads(callscope(["info", copy, "--format", "json"], plan_cache).output)
+    assert threads["calls"] > 100_000
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_truncated_events_are_salvaged(seed: int, copy: Path, good: Path, plan_cache: Path) -> None:
     size = (copy / "events").stat().st_size
@@ -117,7 +129,7 @@ def test_truncated_events_are_salvaged(seed: int, copy: Path, good: Path, plan_c
     if survives(callscope(["report", copy], plan_cache)):
         assert count_calls(copy, "counted") <= 100_000
     else:
-        assert at < 8192, "a trace with its header and a chunk can be read"
+        assert at < FIRST_EVENT, "a trace with its header and a chunk can be read"
 
 
 def test_half_of_the_events_give_half_of_the_calls(copy: Path, plan_cache: Path) -> None:

@@ -24,7 +24,7 @@ from callscope.recording.session import Session
 
 SHELL = Path("/bin/sh").resolve()
 REPORT = {"image": "", "build_id": "", "functions": 3, "seconds": 0.1} | {
-    kind: {"patched": 3, "skipped": []} for kind in ("entries", "exits", "tail_jumps")
+    kind: {"patched": 3, "skipped": []} for kind in ("entries", "exits", "tail_jumps", "landing_pads")
 }
 
 

@@ -11,22 +11,27 @@ struct cs_block cs_no_block;
 
 __thread struct cs_thread cs_thread __attribute__((tls_model("initial-exec"))) = {.block = &cs_no_block};
 
-/* Takes the events of threads that may not record: muted ones, and a vfork child whose parent has no block yet. It is
- * shared and nobody reads it; it is small, so that its users come back to the slow path soon. */
+/* Take the events of threads that may not record; they are shared and nobody reads them. One holds many events; the
+ * other only one, for a vfork child whose parent has no block yet: the parent, which uses the same thread-local data,
+ * must come to the slow path with its first event afterwards. */
 static uint8_t discard[4096] __attribute__((aligned(8)));
-static struct cs_block discard_block;
+static struct cs_block discard_many, discard_one;
 
-static void use_discard(void) {
-    discard_block.limit = (uint64_t)discard + sizeof discard;
-    discard_block.end = discard_block.limit - sizeof(struct cs_short_event);
-    discard_block.cursor = (uint64_t)discard;
-    cs_thread.block = &discard_block;
+static void use_discard(struct cs_block *block, uint64_t bytes) {
+    block->limit = (uint64_t)discard + sizeof discard;
+    block->end = (uint64_t)discard + bytes;
+    block->cursor = (uint64_t)discard;
+    cs_thread.block = block;
+}
+
+static void discard_events(bool only_one) {
+    use_discard(only_one ? &discard_one : &discard_many, only_one ? 1 : sizeof discard - sizeof(struct cs_short_event));
 }
 
 void cs_mute(void) {
     if (!cs_thread.muted++)
         cs_thread.kept = cs_thread.block;
-    use_discard();
+    discard_events(false);
 }
 
 void cs_unmute(void) {
@@ -152,9 +157,10 @@ void cs_refill(uint64_t sp) {
     uint64_t signals = cs_system_block_signals();
     struct cs_block *block = cs_thread_block();
     if (!block) {
-        if (!cs_thread.muted && !cs_process_ignored())
+        bool wanted = !cs_thread.muted && !cs_process_ignored();
+        if (wanted)
             __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
-        use_discard();
+        discard_events(wanted);
     } else if (block->cursor >= block->end) {
         const struct cs_chunk_header *before = block->chunk;
         cs_events_advance(block, sp);
