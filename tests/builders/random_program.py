@@ -32,6 +32,8 @@ FIXED = (
 )
 SIGNAL_FUNCTIONS = frozenset({"s_root", "s_step", "s_jump"})
 FRESH_STACK_FUNCTIONS = frozenset({"on_signal", "s_root", "co_root"})
+COROUTINE_FUNCTIONS = frozenset({"co_root", "co_step"})
+UNTRACED_TAIL_FUNCTIONS = frozenset({"sorts"})
 
 SIGNATURES = {
     VOID: "void {}(int par, int d)",

@@ -176,20 +176,22 @@ class Statements:
         return [f"if (RARE(rnd() % {self.some(8, 30)} == 0)) {{", *indent(lines), "}"]
 
     def try_block(self, function: Function, nesting: int) -> list[str]:
-        handler = ["self->jumps = jumps;", "e.parent = me;", "add(e.value);"]
+        # No jump leaves a handler: the exception would stay the last one caught, and die in another function's name.
+        enter, leave = ["self->jumps = jumps;", "self->floor = jumps;"], ["self->floor = floor;"]
+        handler = [*enter, "e.parent = me;", "add(e.value);"]
         if self.chance(0.5):
             handler += self.block(function, nesting, 1, 1)
         if self.chance(0.3):
             handler += [f"if (rnd() % {self.some(2, 4)} == 0)", "    throw;"]
-        other = ["self->jumps = jumps;", "add(o.value);"]
+        other = [*enter, "add(o.value);"]
         if self.chance(0.3):
             other += ["throw Error(me, o.value);"]
-        lines = ["int jumps = self->jumps;", "try {", *indent(self.block(function, nesting))]
+        lines = ["int jumps = self->jumps, floor = self->floor;", "try {", *indent(self.block(function, nesting))]
         which = self.random.random()
         if which < 0.8:
-            lines += ["} catch (Error &e) {", *indent(handler)]
+            lines += ["} catch (Error &e) {", *indent([*handler, *leave])]
         if which > 0.6:
-            lines += ["} catch (Other &o) {", *indent(other)]
+            lines += ["} catch (Other &o) {", *indent([*other, *leave])]
         return ["{", *indent([*lines, "}"]), "}"]
 
     def guard_block(self, function: Function, nesting: int) -> list[str]:

@@ -17,7 +17,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tests.builders.random_program import FRESH_STACK_FUNCTIONS, SIGNAL_FUNCTIONS, Program
+from tests.builders.random_program import (
+    COROUTINE_FUNCTIONS,
+    FRESH_STACK_FUNCTIONS,
+    SIGNAL_FUNCTIONS,
+    UNTRACED_TAIL_FUNCTIONS,
+    Program,
+)
 
 Ints = npt.NDArray[np.int64]
 
@@ -31,7 +37,10 @@ MAIN_STREAM, SIGNAL_STREAM = 0, 1
 
 @dataclass(frozen=True)
 class Section:
-    """The log of one thread, or of the signal handlers on it (`stream`). Parents are indices in this section, or -1."""
+    """The log of one thread, or of the signal handlers on it (`stream`).
+
+    `parents` are indices in this section; -1 for none, -2 for a call made before the fork this process began with.
+    """
 
     pid: int
     tid: int
@@ -72,6 +81,8 @@ class Verdict:
     wrong_endings: int = 0
     skipped: int = 0
     """Calls of functions whose entry could not be patched."""
+    undecidable: int = 0
+    """Calls whose parent nothing could tell: see `_is_undecidable`."""
     problems: list[str] = field(default_factory=list)
     details: Counter[str] = field(default_factory=Counter)
 
@@ -82,7 +93,7 @@ class Verdict:
 
     def __str__(self) -> str:
         text = f"{self.calls} calls, {self.wrong_parents} wrong parents, {self.wrong_endings} wrong endings, "
-        text += f"{self.skipped} calls of unpatched functions"
+        text += f"{self.undecidable} undecidable, {self.skipped} calls of unpatched functions"
         common = [f"{count} x {what}" for what, count in self.details.most_common(8)]
         return "\n    ".join([text, *self.problems, *common])
 
@@ -182,6 +193,26 @@ def _descends(parents: Ints, marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.bo
     return result
 
 
+def _resumed(section: Section, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Calls of coroutines begun before the fork: this process's trace has nothing of their stacks."""
+    is_coroutine = np.array([name in COROUTINE_FUNCTIONS for name in names])
+    return np.asarray(is_coroutine[section.functions] & (section.parents == -2))
+
+
+def _is_undecidable(
+    functions: Ints, seen_parents: Ints, true_parents: Ints, ends: Ints, names: Sequence[str]
+) -> npt.NDArray[np.bool_]:
+    """Callbacks that a caller's later untraced call makes, taken for those of its earlier callee.
+
+    That callee ended in a tail jump into untraced code. When this code returned, and when its like was called again,
+    nothing traced took part: no tracer of calls can see that the callbacks are now those of the caller.
+    """
+    is_thunk = np.array([name in UNTRACED_TAIL_FUNCTIONS for name in names])
+    seen = np.maximum(seen_parents, 0)
+    through = (seen_parents >= 0) & is_thunk[functions[seen]] & (ends[seen] == FINISHED)
+    return np.asarray(through & (true_parents[seen] == true_parents))
+
+
 def _compare_section(section: Section, thread: TracedThread, program: Program, numbers: Ints, patched: Patched,
                      verdict: Verdict) -> None:  # fmt: skip
     names = program.names
@@ -216,12 +247,16 @@ def _compare_section(section: Section, thread: TracedThread, program: Program, n
     true_parents = np.where(true < 0, -1, np.searchsorted(kept, true))
     wrong = seen_parents != true_parents
     wrong &= ~(is_fresh[functions] & (seen_parents == -1))
+    wrong &= ~_resumed(section, names)[kept]
+    undecidable = wrong & _is_undecidable(functions, seen_parents, true_parents, section.ends[kept], names)
+    verdict.undecidable += int(undecidable.sum())
+    wrong &= ~undecidable
     verdict.wrong_parents += int(wrong.sum())
     for i in np.flatnonzero(wrong)[:200]:
         got, want = (names[functions[p]] if p >= 0 else "none" for p in (seen_parents[i], true_parents[i]))
         verdict.details[f"parent of {names[functions[i]]}: {got}, truly {want}"] += 1
     # Endings.
-    fresh = _descends(section.parents, is_fresh[section.functions])
+    fresh = _descends(section.parents, is_fresh[section.functions] | _resumed(section, names))
     allowed = allowed_endings(section, fresh)[kept]
     ended = thread.ended[seen]
     exits, tails = np.isin(functions, list(patched.exits)), np.isin(functions, list(patched.tails))

@@ -118,8 +118,10 @@ static void by_fork_then_thread(void) {
 static volatile int stop;
 
 static void *work_until_stopped(void *none) {
-    while (!stop)
-        work(1);
+    while (!stop) {
+        work_times(100);
+        usleep(100);
+    }
     return none;
 }
 
@@ -127,7 +129,7 @@ static void by_fork_under_load(void) {
     pthread_t threads[3];
     for (int i = 0; i < 3; i++)
         pthread_create(&threads[i], NULL, work_until_stopped, NULL);
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 100; i++) {
         pid_t child = fork();
         if (!child) {
             work_times(5);

@@ -31,7 +31,7 @@ struct Guard {
 extern "C" {
 static NOINLINE void top(int par, int d) {
     int me = log_call(F_TOP, par);
-    self->jumps = 0;
+    self->jumps = self->floor = 0;
     try {
         table0[rnd() % TABLE0](me, d);
     } catch (Error &e) {
@@ -40,7 +40,7 @@ static NOINLINE void top(int par, int d) {
     } catch (Other &o) {
         add(o.value);
     }
-    self->jumps = 0;
+    self->jumps = self->floor = 0;
     finish(me, RETURNED);
 }
 

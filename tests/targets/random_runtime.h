@@ -214,7 +214,10 @@ static void dump_log(int file, const Thread *thread, const Log *log, int stream)
     Record *to = (Record *)(out + 16);
     for (int i = 0; i < count; i++) {
         to[i] = log->records[log->base + i];
-        to[i].parent = to[i].parent < log->base ? -1 : to[i].parent - log->base;
+        if (to[i].parent >= log->base)
+            to[i].parent -= log->base;
+        else if (to[i].parent >= 0)
+            to[i].parent = -2; // called before the fork
     }
     if (write(file, out, bytes) != (ssize_t)bytes)
         abort();

@@ -21,6 +21,7 @@ static void use_discard(struct cs_block *block, uint64_t bytes) {
     block->limit = (uint64_t)discard + sizeof discard;
     block->end = (uint64_t)discard + bytes;
     block->cursor = (uint64_t)discard;
+    block->epoch = (uint32_t)(cs_tsc() >> 32);
     cs_thread.block = block;
 }
 

@@ -95,15 +95,32 @@ def printable(text: str) -> str:
 
 @lru_cache(maxsize=65536)
 def shorten(name: str, room: int) -> str:
-    """A demangled name in at most `room` columns: template arguments and parameters go first, then the middle."""
+    """A demangled name in at most `room` columns.
+
+    Template arguments go first, then a template's return type, the parameters, and enclosing scopes: what is left at
+    last is the function's own name. A tilde stands for what was cut.
+    """
     if len(name) <= room:
         return name
-    for opening, closing in ("<>", "()"):
-        name = _fold(name, opening, closing)
-        if len(name) <= room:
-            return name
+    start = _RUST_TYPE.match(name)
+    begin = start.end() if start else 0
+    folded = name[:begin] + _fold(name[begin:], "<", ">")
+    if folded != name:
+        folded = _without_result(folded)
+    if len(folded) > room:
+        folded = _fold(folded, "(", ")")
+    if len(folded) <= room:
+        return folded
+    if "::" in folded:
+        return f"~{folded[1 - room :]}"
     half = (room - 1) // 2
-    return f"{name[: room - 1 - half]}~{name[-half:]}"
+    return f"{folded[: room - 1 - half]}~{folded[-half:]}"
+
+
+def _without_result(name: str) -> str:
+    """A function template's name without the type it returns, which only templates' names begin with."""
+    head = name[: name.index("(", 1)] if "(" in name[1:] else name
+    return name if "operator" in head else name[head.rfind(" ") + 1 :]
 
 
 def _fold(name: str, opening: str, closing: str) -> str:
@@ -124,4 +141,6 @@ def _fold(name: str, opening: str, closing: str) -> str:
     return "".join(out) if depth == 0 else name
 
 
+_RUST_TYPE = re.compile(r"(?:[^!<]*!)?<")
+"""Before a type and its trait: `<alloc::vec::Vec<u8> as core::clone::Clone>::clone`, perhaps after a module."""
 _TOKEN = re.compile(r"\boperator\s*(?:\(\)|<=>|<<=?|>>=?|<=?|>=?|->\*?)|->|.", re.DOTALL)

@@ -9,11 +9,14 @@ from typing import Final, NamedTuple
 from callscope.globs import without_parameters
 from callscope.reports.database import Database
 from callscope.reports.selection import label, main_module
-from callscope.reports.text import BOLD, DIM, YELLOW, Style, duration, duration_colour, plural, printable
+from callscope.reports.text import BOLD, DIM, YELLOW, Style, duration, duration_colour, plural, printable, shorten
 
 INDENT: Final = 2
 DEEPEST_INDENT: Final = 100
 """Levels that are indented in a pipe. Deeper ones are numbered: a deep recursion's text would grow by its square."""
+
+LONGEST_CLOSING: Final = 40
+"""Columns of the name after a closing brace, which stands in full after the opening one."""
 
 REMARKS: Final = ("", "ends in a tail call", "unwound", "still running")
 """By `ended_by`."""
@@ -136,7 +139,7 @@ class TreeWriter:
         """A call with calls inside."""
         text, brackets = self._name(row.function_id)
         line = self._call(row, row.duration_ns, f"{brackets} {{")
-        self._stack.append(_Open(row.call_id + row.descendants, text, self._tid))
+        self._stack.append(_Open(row.call_id + row.descendants, shorten(text, LONGEST_CLOSING), self._tid))
         self._level += 1
         return line
 
