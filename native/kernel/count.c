@@ -3,11 +3,12 @@
 #include "kernel.h"
 #include <stdint.h>
 
-CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[3]);
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[4]);
 
-/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL}. Nothing is counted where
- * nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had to stop. */
-CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[3]) {
+/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING}. Nothing is counted
+ * where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had to stop.
+ */
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[4]) {
     const uint32_t *words = (const uint32_t *)events;
     uint64_t at = 0, end = bytes / 8;
     while (at < end) {
@@ -26,6 +27,10 @@ CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_
             break;
         case CS_EVENT_TAIL:
             counts[2]++;
+            at++;
+            break;
+        case CS_EVENT_LANDING:
+            counts[3]++;
             at++;
             break;
         case CS_EVENT_EXTENDED:

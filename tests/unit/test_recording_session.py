@@ -172,16 +172,16 @@ def set_header(session: Session, **values: int) -> None:
         file.write(header.tobytes())
 
 
-ENTRY, EXIT, TAIL, CONTROL, EXTENDED = 1, 2, 3, 4, 5
+ENTRY, EXIT, TAIL, CONTROL, EXTENDED, LANDING = 1, 2, 3, 4, 5, 6
 
 
 def test_events_are_counted(tmp_path: Path) -> None:
     session = make(tmp_path / "t")
-    fill_chunk(session, 1, [0, ENTRY, 9, 9, 0, 0, 0, EXIT, 0, CONTROL, 0, ENTRY, 0, 9, 0, TAIL])
+    fill_chunk(session, 1, [0, ENTRY, 9, 9, 0, 0, 0, EXIT, 0, CONTROL, 0, ENTRY, 0, 9, 0, TAIL, 0, LANDING])
     fill_chunk(session, 2, [7, EXTENDED | 3 << 3, 9, 1, 9, 1, 0, ENTRY, 9, 9], used=0)
     set_header(session, next_chunk=3, next_thread=2, lost=5)
     counts = count_events(session.events)
-    assert (counts.calls, counts.events, counts.lost, counts.threads) == (2, 4, 5, 2)
+    assert (counts.calls, counts.events, counts.lost, counts.threads) == (2, 5, 5, 2)
     assert counts.exact and not counts.wrapped
 
 

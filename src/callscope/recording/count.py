@@ -20,7 +20,7 @@ MOST_CHUNKS = 4096
 
 @dataclass(frozen=True)
 class EventCounts:
-    """calls: entries recorded. events: entries, exits and tail jumps. lost: events that found no room. exact: all of
+    """calls: entries recorded. events: entries, exits, tail jumps and landings. lost: events that found no room. exact: all of
     the file was counted. threads: that recorded something or could have. wrapped: a flight recorder has forgotten some.
     """
 
@@ -39,7 +39,7 @@ def count_events(path: Path) -> EventCounts:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         chunks = range(1, min(claims, limit, len(data) // size))
         step = -(-len(chunks) // MOST_CHUNKS) or 1
-        counts = np.zeros(3, np.uint64)
+        counts = np.zeros(4, np.uint64)
         view = np.frombuffer(data, np.uint8)
         for number in chunks[::step]:
             _count_chunk(view[number * size : (number + 1) * size], counts)
