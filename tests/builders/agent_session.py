@@ -17,6 +17,8 @@ from callscope import format as records
 from callscope.native import AGENT_NAME, library_path
 
 EVENT_NAMES = {records.EVENT_ENTRY: "entry", records.EVENT_EXIT: "exit", records.EVENT_TAIL: "tail"}
+MOST_CHUNKS = 1000
+"""That a test reads: events become objects"""
 TEXT_KINDS = (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_NOTE)
 
 
@@ -48,7 +50,8 @@ class Event:
 class Session:
     """Makes `directory` with the session's files; use it as a context manager to have a recorder that answers.
 
-    plans: path of a module -> path of its plan. chunks: of the events file, its header included.
+    plans: path of a module -> path of its plan. chunks: of the events file, its header included; smaller ones than a
+    recorder makes, so that tests with many of them stay quick.
     """
 
     directory: Path
@@ -58,16 +61,17 @@ class Session:
     max_depth: int = 0
     chosen: Path | None = None
     hang_up: bool = False
+    chunk_bytes: int = 0x40000
     questions: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True)
         header = np.zeros(1, records.EVENTS_HEADER)
         header["magic"], header["version"] = records.EVENTS_MAGIC, records.TRACE_VERSION
-        header["header_size"], header["chunk_bytes"] = records.EVENTS_HEADER_BYTES, records.CHUNK_BYTES
+        header["header_size"], header["chunk_bytes"] = records.EVENTS_HEADER_BYTES, self.chunk_bytes
         header["features"], header["chunk_limit"], header["next_chunk"] = self.features, self.chunks, 1
         header["max_depth"] = self.max_depth
-        self._write("events", header, self.chunks * records.CHUNK_BYTES)
+        self._write("events", header, self.chunks * self.chunk_bytes)
         journal = np.zeros(1, records.JOURNAL_HEADER)
         journal["magic"], journal["version"] = records.JOURNAL_MAGIC, records.TRACE_VERSION
         journal["header_size"] = journal["tail"] = records.JOURNAL_HEADER_BYTES
@@ -171,9 +175,10 @@ class Session:
         """Thread number -> its events, in order."""
         data = np.memmap(self.directory / "events", np.uint8, "r")
         claimed = int(self.header()["next_chunk"])
+        assert claimed < MOST_CHUNKS or self.features & records.FEATURE_KEEP_LAST, f"{claimed} chunks: out of hand"
         found: dict[int, list[tuple[int, list[Event]]]] = {}
         for number in range(1, min(claimed, self.chunks)):
-            chunk = data[number * records.CHUNK_BYTES : (number + 1) * records.CHUNK_BYTES]
+            chunk = data[number * self.chunk_bytes : (number + 1) * self.chunk_bytes]
             head = chunk[: records.CHUNK_HEADER.itemsize].view(records.CHUNK_HEADER)[0]
             if head["magic"] == records.CHUNK_MAGIC:
                 found.setdefault(int(head["thread"]), []).append((int(head["sequence"]), decode_chunk(head, chunk)))

@@ -119,8 +119,8 @@ static volatile int stop;
 
 static void *work_until_stopped(void *none) {
     while (!stop) {
-        work_times(100);
-        usleep(100);
+        work_times(10);
+        usleep(1000);
     }
     return none;
 }

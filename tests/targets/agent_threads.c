@@ -60,7 +60,7 @@ static void signal_storm(int wanted) {
     static char stack[16384];
     stack_t alternate = {.ss_sp = stack, .ss_size = sizeof stack};
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_ONSTACK | SA_RESTART};
-    struct itimerval often = {{0, 200}, {0, 200}}, never = {{0, 0}, {0, 0}};
+    struct itimerval often = {{0, 100}, {0, 100}}, never = {{0, 0}, {0, 0}};
     int normal = 0;
     sigaltstack(&alternate, NULL);
     sigaction(SIGALRM, &action, NULL);

@@ -14,11 +14,12 @@
 uint64_t cs_system_block_signals(void);
 void cs_system_restore_signals(uint64_t saved);
 
+/* Ids; 0 when a sandbox forbids asking. */
 uint32_t cs_system_pid(void);
 uint32_t cs_system_parent_pid(void);
 uint32_t cs_system_tid(void);
 
-/* Whether thread `tid` of process `pid` has certainly ended. */
+/* Whether thread `tid` (not 0) of process `pid` has certainly ended. */
 bool cs_system_thread_gone(uint32_t pid, uint32_t tid);
 
 /* The name of the calling thread. */

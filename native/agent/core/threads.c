@@ -81,7 +81,7 @@ static void reap(uint32_t checks) {
         if (process->next_check < process->first_block || process->next_check >= process->block_count)
             process->next_check = process->first_block;
         struct cs_block *block = &cs_session.blocks[process->next_check++];
-        if (block->used && cs_system_thread_gone(process->pid, block->tid))
+        if (block->used && block->tid && cs_system_thread_gone(process->pid, block->tid))
             bury(block);
     }
 }
@@ -98,7 +98,7 @@ static struct cs_block *find_block(uint32_t tid) {
     struct cs_block *found = NULL;
     for (uint32_t i = process->first_block; i < process->block_count; i++) {
         struct cs_block *block = &cs_session.blocks[i];
-        if (block->used && block->tid == tid)
+        if (block->used && tid && block->tid == tid)
             bury(block); /* of an ended thread, whose id was given again */
         if (!block->used && !found)
             found = block;
@@ -121,7 +121,8 @@ struct cs_block *cs_thread_block(void) {
         return NULL;
     cs_process_enter(CS_CAUSE_FORK, cs_session.last_process);
     struct cs_process *process = cs_session.process;
-    if (cs_system_pid() != process->pid)
+    uint32_t pid = cs_system_pid();
+    if (pid && pid != process->pid)
         return NULL; /* a vfork child: its thread id would be taken for its parent's */
     uint32_t tid = cs_system_tid();
     cs_lock(&process->block_lock);

@@ -25,7 +25,8 @@ void cs_system_restore_signals(uint64_t saved) {
 }
 
 uint32_t cs_system_pid(void) {
-    return (uint32_t)cs_call3(SYS_getpid, 0, 0, 0);
+    long pid = cs_call3(SYS_getpid, 0, 0, 0);
+    return cs_failed(pid) ? 0 : (uint32_t)pid;
 }
 
 uint32_t cs_system_parent_pid(void) {
@@ -33,7 +34,8 @@ uint32_t cs_system_parent_pid(void) {
 }
 
 uint32_t cs_system_tid(void) {
-    return (uint32_t)cs_call3(SYS_gettid, 0, 0, 0);
+    long tid = cs_call3(SYS_gettid, 0, 0, 0);
+    return cs_failed(tid) ? 0 : (uint32_t)tid;
 }
 
 bool cs_system_thread_gone(uint32_t pid, uint32_t tid) {
