@@ -102,7 +102,7 @@ struct cs_chunk_header {
     uint64_t sequence; /* claims before this one: orders a thread's chunks */
     uint64_t tsc; /* time-stamp counter when it was claimed; its high half is the first epoch */
     uint64_t sp; /* stack pointer when it was claimed: the high half of the events' stack pointers */
-    uint64_t used; /* bytes in use, header included, once the chunk is closed; 0 while it is open */
+    uint64_t used; /* bytes in use, header included, once the chunk is closed; while it is open 0, or in a recycled chunk where old events may begin */
     uint64_t namespace_id; /* of pid and tid, 0: unknown; who recycles a chunk must not take another container's ids for its own */
 };
 _Static_assert(sizeof(struct cs_chunk_header) == 64, "chunk_header");
