@@ -117,7 +117,10 @@ BASE = 0x5555_5555_0000
 
 @dataclass
 class Call:
-    """One call: `function` as 'name' or 'module!name', its own time, what it called."""
+    """One call: `function` as 'name' or 'module!name', its own time, what it called.
+
+    via: the untraced function between it and its caller. A call that ended by a tail call lasts for its own time only.
+    """
 
     function: str
     self_ns: int
@@ -243,6 +246,8 @@ class TraceBuilder:
                 now += add(child, row, node["node"], now)["duration_ns"]
             row["self_ns"] = call.self_ns
             row["duration_ns"] = now + call.self_ns - call.self_ns // 2 - start
+            if call.ended_by == "tail_call":  # it was over when it made its last call
+                row["duration_ns"] = call.self_ns
             row["descendants"] = first + len(rows) - 1 - row["call_id"]
             node["durations"].append((row["duration_ns"], row["self_ns"]))
             return row

@@ -39,7 +39,7 @@ def clockless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 def report(database: Database, style: Style, selection: Selection | None = None, sort: str = "total") -> Iterator[str]:
     times = functions.function_times(database, selection or Selection(), sort)
-    return functions.text(times, style, clock=database.has_clock)
+    return functions.text(database, times, style)
 
 
 TEXTS: dict[str, Callable[[Database], Iterable[str]]] = {
@@ -178,6 +178,44 @@ def test_tree_text_and_json_choose_the_same_calls(database: Database) -> None:
             text = [line for line in tree.text(database, selection, shape, PIPE) if " ns " in line or "s  1" in line]
             assert len(text) == len(named), (selection, shape)
             assert all(name in line for name, line in zip(named, text, strict=True))
+
+
+def test_calls_around_long_ones_are_kept_even_if_over_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callscope.reports.database.FIRST_RANGE", 2)
+    long = Call("jump", 10, (Call("hop", 5, (Call("long", 9000, (Call("short", 5),)),), "tail_call"),), "tail_call")
+    short = Call("jump", 10, (Call("brief", 8),), "tail_call")
+    roots = (Call("main", 5000, (short, long, short)),)
+    with open_built(TraceBuilder([Thread(1, roots)]), tmp_path / "t") as database:
+        rows = [json.loads(line) for line in tree.json(database, Selection(min_duration_ns=1000), Shape())]
+        assert [row["function"] for row in rows] == ["main", "jump", "hop", "long"]
+        assert list(tree.text(database, Selection(min_duration_ns=1000), Shape(), PIPE))[2:6] == [
+            " 5.03 us  1  main() {",
+            "   10 ns  1    jump() { /* ends in a tail call */",
+            "    5 ns  1      hop() { /* ends in a tail call */",
+            " 9.01 us  1        long() {...} /* 1 call inside */",
+        ]
+
+
+def test_the_last_calls_of_several_threads_stand_in_what_encloses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("database.FIRST_RANGE", 2), ("tree.BLOCK", 4)):
+        monkeypatch.setattr(f"callscope.reports.{name}", value)
+    many = tuple(Call(f"step{index}", 100, (Call("inner", 10),)) for index in range(8))
+    threads = [Thread(tid, (Call("main", 50, (Call("loop", 20, many),)),), start_ns=7 * tid) for tid in (1, 2, 3)]
+    with open_built(TraceBuilder(threads), tmp_path / "t") as database:
+        rows = [json.loads(line) for line in tree.json(database, Selection(last=6), Shape())]
+        for tid in (1, 2, 3):
+            names = [row["function"] for row in rows if row["tid"] == tid]
+            assert names == ["main", "loop", "step7", "inner"]
+        text = list(tree.text(database, Selection(last=6), Shape(), PIPE))
+        assert sum("/* earlier calls left out */" in line for line in text) == 3
+        assert enclosing(database, Selection(thread=2, last=1)) == ["main", "loop", "step7", "inner"]
+        assert enclosing(database, Selection(("step7",), last=1)) == ["step7", "inner"]
+
+
+def enclosing(database: Database, selection: Selection) -> list[str]:
+    return [json.loads(line)["function"] for line in tree.json(database, selection, Shape())]
 
 
 def test_deep_recursion_stays_linear(tmp_path: Path) -> None:

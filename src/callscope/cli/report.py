@@ -34,4 +34,4 @@ def report(trace: Path, sort: str, limit: int, output: Output, **selection: Any)
         if output.json:
             output.write_json_array(functions.as_json(times[:limit] if limit else times))
         else:
-            output.write_lines(functions.text(times, output.style, limit, database.has_clock))
+            output.write_lines(functions.text(database, times, output.style, limit))

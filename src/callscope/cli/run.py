@@ -36,5 +36,5 @@ def run(quiet: bool, sort: str, limit: int, **options: Any) -> None:
     with open_trace_database(result.trace) as database:
         output = Output()
         times = functions.function_times(database, Selection(), sort)
-        output.write_lines(functions.text(times, output.style, limit, database.has_clock))
+        output.write_lines(functions.text(database, times, output.style, limit))
     sys.exit(result.exit_status)

@@ -117,7 +117,7 @@ def _rows(
     if sort == "start" and not selection.last:
         yield from islice(
             database.stream_calls(
-                lambda source: query(f"(SELECT * FROM {source} WHERE {chosen})") + f" ORDER BY c.call_id{at_most}"
+                lambda source, end: query(f"(SELECT * FROM {source} WHERE {chosen})") + f" ORDER BY c.call_id{at_most}"
             ),
             limit + 1 if limit else None,
         )
@@ -166,7 +166,10 @@ def _set_labels(database: Database, style: Style, room: int) -> None:
     database.create_table(
         "function_labels",
         "function_id INTEGER, label VARCHAR",
-        [(row["function_id"], style.name(label(row["name"], row["module"]), room)) for row in functions],
+        [
+            (row["function_id"], style.name(label(row["name"], row["module"], database.only_module), room))
+            for row in functions
+        ],
     )
     database.create_table(
         "printable_sites",

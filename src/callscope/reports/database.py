@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -130,6 +131,12 @@ class Database:
         self.connection.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
 
+    @cached_property
+    def only_module(self) -> str | None:
+        """The module of all functions called, when there is just one: texts need not name it then."""
+        rows = self.rows("SELECT DISTINCT module FROM functions WHERE traced LIMIT 2")
+        return str(rows[0]["module"]) if len(rows) == 1 else None
+
     @property
     def call_count(self) -> int:
         """Calls in the whole trace."""
@@ -152,22 +159,26 @@ class Database:
             while batch := cursor.fetchmany(BATCH):
                 yield from batch
 
-    def stream_calls(self, query: Callable[[str], str]) -> Iterator[tuple[Any, ...]]:
-        """The rows that a query makes of all calls, in order, in bounded memory.
+    def stream_calls(
+        self, query: Callable[[str, int], str], ranges: Iterable[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[Any, ...]]:
+        """The rows that a query makes of all calls, or those in `ranges` (first, end), in order, in bounded memory.
 
-        `query(source)` answers SQL over `source`, some of the rows of `call_rows`, which ends in ORDER BY call_id. It
-        is asked for one range of call ids after the other: a small one first, so that the first rows come at once.
+        `query(source, end)` answers SQL over `source`, the rows of `call_rows` in a range up to, but not with, the call
+        `end`; it ends in ORDER BY call_id. The ranges are asked for one after the other, a small one first, so that the
+        first rows come at once.
         (DuckDB sorts a million rows in little time and memory, and keeps no order through joins by itself.)
         """
-        first, length = 0, FIRST_RANGE
-        end = max((last + 1 for _, last, _ in self._files), default=0)
-        while first < end:
-            rows = 0
-            for row in self.stream(query(self._range(first, first + length))):
-                rows += 1
-                yield row
-            first += length
-            length = min(length * 4, LONGEST_RANGE if rows > length // 16 else LONGEST_RANGE * 16)
+        length = FIRST_RANGE
+        for first, end in ranges or [(0, max((last + 1 for _, last, _ in self._files), default=0))]:
+            while first < end:
+                rows = 0
+                until = min(first + length, end)
+                for row in self.stream(query(self.calls_between(first, until), until)):
+                    rows += 1
+                    yield row
+                first += length
+                length = min(length * 4, LONGEST_RANGE if rows > length // 16 else LONGEST_RANGE * 4)
 
     def calls_query(self, source: str = "call_rows") -> str:
         """The rows of `source` as the view `calls` shows them: its definition."""
@@ -216,8 +227,8 @@ class Database:
         self.rows(_SITE_LABELS)
         self.rows(f"CREATE VIEW calls AS {self.calls_query()}")
 
-    def _range(self, first: int, end: int) -> str:
-        """A source of the calls `first` to `end` - 1, which opens only the files that hold them."""
+    def calls_between(self, first: int, end: int) -> str:
+        """A source of the rows of the calls `first` to `end` - 1, which opens only the files that hold them."""
         files = ", ".join(quoted(path) for low, high, path in self._files if low < end and high >= first)
         rows = f"read_parquet([{files}])" if files else "call_rows"
         return f"(SELECT * FROM {rows} WHERE call_id >= {first} AND call_id < {end})"

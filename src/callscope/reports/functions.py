@@ -7,7 +7,7 @@ a thread or a process is chosen. A recursive function's total counts its outermo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from callscope.reports.database import Database
@@ -83,7 +83,7 @@ def function_times(database: Database, selection: Selection, sort: str = "total"
     if selection.thread is None and selection.process is None and not selection.min_duration_ns:
         totals, buckets = _FROM_NODES, "SELECT function_id, bucket, sum(calls) AS calls FROM durations GROUP BY ALL"
     else:
-        chosen = condition(database, selection, functions=False)
+        chosen = condition(database, replace(selection, functions=()))
         totals, buckets = _FROM_CALLS.format(condition=chosen), _BUCKETS_OF_CALLS.format(condition=chosen)
     percentiles = _PERCENTILES.format(buckets=buckets, fraction=PERCENTILE)
     rows = database.rows(
@@ -97,8 +97,9 @@ def function_times(database: Database, selection: Selection, sort: str = "total"
     return sorted((_times(row, database.has_clock) for row in rows), key=lambda times: _order(times, sort))
 
 
-def text(times: Sequence[FunctionTimes], style: Style, limit: int = 0, clock: bool = True) -> Iterator[str]:
+def text(database: Database, times: Sequence[FunctionTimes], style: Style, limit: int = 0) -> Iterator[str]:
     """Lines of a table. In a terminal, columns that do not fit are left out and long names shortened."""
+    clock = database.has_clock
     columns = [
         Column("total_ns", "Total", DURATION_WIDTH),
         Column("self_ns", "Self", DURATION_WIDTH, rank=9),
@@ -114,7 +115,8 @@ def text(times: Sequence[FunctionTimes], style: Style, limit: int = 0, clock: bo
     yield header(columns, style)
     shown = times[:limit] if limit else times
     for entry in shown:
-        yield line(columns, [_cell(entry, column.key, style, room) for column in columns])
+        name = style.name(label(entry.function, entry.module, database.only_module), room)
+        yield line(columns, [*(_cell(entry, column.key, style) for column in columns[:-1]), name])
     if len(shown) < len(times):
         yield style.comment(f"{len(times) - len(shown):,} more functions: --limit {len(times)} shows all")
     if not clock:
@@ -162,9 +164,7 @@ def _order(times: FunctionTimes, sort: str) -> tuple[Any, ...]:
     return (-(times.calls if first is None else first), -(times.self_ns or 0), -times.calls, *name)
 
 
-def _cell(entry: FunctionTimes, key: str, style: Style, room: int) -> str:
-    if key == "function":
-        return style.name(label(entry.function, entry.module), room)
+def _cell(entry: FunctionTimes, key: str, style: Style) -> str:
     if key == "calls":
         return style.count(entry.calls)
     ns: int = getattr(entry, key)

@@ -9,10 +9,12 @@ from typing import Any
 
 from callscope.reports.database import Database
 from callscope.reports.session import checked
-from callscope.reports.text import BOLD, YELLOW, Style, duration, plural, printable, size
+from callscope.reports.text import BOLD, YELLOW, Style, cut, duration, plural, printable, size
 
 ENOUGH_CALLS = 100_000
 """From this many calls on, bytes a call say something: space is taken by the megabyte."""
+WIDEST_PROCESS = 120
+"""Columns of a process's line in a pipe: command lines may be long, and JSON has them whole."""
 MOST_LISTED = 20
 """Modules and processes shown as text; JSON has all."""
 
@@ -20,13 +22,14 @@ MOST_LISTED = 20
 def info(database: Database) -> dict[str, Any]:
     """Everything about a session that is no call. Times in nanoseconds; sizes in bytes of disk.
 
-    modules: each traced image once, with its coverage (places patched of those found, by kind), functions called and
-    calls. rejected: images that should have been traced and could not, with reasons.
+    processes: one that replaced its program by exec is there once for each program. modules: each traced image once,
+    with its coverage (places patched of those found, by kind), functions called and calls. rejected: images that should
+    have been traced and could not, with reasons.
     """
     session, meta = checked(database.session), database.meta
     counts = database.rows(
-        "SELECT count(*) AS threads, coalesce(sum(events), 0)::BIGINT AS events FROM threads"
-        " WHERE events > 0 OR calls > 0"
+        "SELECT count(DISTINCT (pid, tid)) AS threads, coalesce(sum(events), 0)::BIGINT AS events,"
+        " (SELECT count(DISTINCT pid) FROM processes) AS processes FROM threads"
     )[0]
     return {
         "trace": str(database.trace),
@@ -42,8 +45,8 @@ def info(database: Database) -> dict[str, Any]:
         "clock": "tsc" if database.has_clock else "none",
         "clock_hz": session["clock_hz"] if database.has_clock else None,
         "options": session["options"],
-        "processes": _processes(database),
-        "threads": counts["threads"],
+        "process_count": counts["processes"],
+        "thread_count": counts["threads"],
         "calls": database.call_count,
         "events": counts["events"],
         "lost_events": meta.get("lost_events") or 0,
@@ -52,6 +55,7 @@ def info(database: Database) -> dict[str, Any]:
             "calls": disk_size(database.calls),
             "total": disk_size(database.trace),
         },
+        "processes": _processes(database),
         "modules": _modules(database, session["images"]),
         "rejected": session["rejected"],
         "warnings": meta.get("warnings") or [],
@@ -77,8 +81,8 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
         "Ended": _ending(facts),
         "Clock": _clock(facts),
         "Options": _options(facts["options"]),
-        "Recorded": f"{plural(calls, 'call')} in {plural(facts['threads'], 'thread')} of "
-        f"{plural(len(facts['processes']), 'process')}, {plural(facts['events'], 'event')}",
+        "Recorded": f"{plural(calls, 'call')} in {plural(facts['thread_count'], 'thread')} of "
+        f"{plural(facts['process_count'], 'process')}, {plural(facts['events'], 'event')}",
         "Lost": plural(lost, "event") if lost else "nothing",
         "Size": f"{size(facts['size']['events'])} of events{bytes_a_call}; {size(facts['size']['calls'])} calls table",
     }
@@ -89,7 +93,8 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
     if len(facts["processes"]) > 1:
         yield ""
         yield style.paint("Processes", BOLD)
-        yield from _limited([_process_line(process) for process in facts["processes"]])
+        room = style.width or WIDEST_PROCESS
+        yield from (cut(line, room) for line in _limited([_process_line(process) for process in facts["processes"]]))
     yield ""
     yield style.paint("Traced", BOLD)
     yield from _limited([_module_line(module) for module in facts["modules"]] or ["  nothing"])
@@ -198,7 +203,8 @@ def _module_line(module: Mapping[str, Any]) -> str:
     for kind, name in (("entries", "entries"), ("exits", "returns"), ("tails", "tail jumps")):
         share = module["coverage"].get(kind) or {}
         if share.get("found"):
-            parts.append(f"{100 * share['patched'] / share['found']:.1f} % of {name}")
+            tenths = 1000 * share["patched"] // share["found"]  # rounded down: 100 % is all
+            parts.append(f"{tenths / 10:.1f} % of {name}")
     if module["patches_refused"]:
         parts.append(f"{plural(module['patches_refused'], 'patch')} refused")
     if module["loads"] > 1:

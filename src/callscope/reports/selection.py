@@ -81,20 +81,22 @@ def threads_matching(database: Database, selection: Selection) -> list[int] | No
     return [row["thread"] for row in rows]
 
 
-def condition(database: Database, selection: Selection, functions: bool = True) -> str:
-    """What `call_rows` must meet, `last` apart, as SQL.
+def check_clock(database: Database) -> None:
+    """Raise TraceError when calls cannot be chosen by their times."""
+    if not database.has_clock:
+        raise TraceError(f"{database.trace} was recorded without a clock: leave --min-duration out")
 
-    `functions`: whether the globs choose calls; the tree takes them for roots instead.
-    """
+
+def condition(database: Database, selection: Selection) -> str:
+    """What `call_rows` must meet, `last` apart, as SQL."""
     terms = []
     threads = threads_matching(database, selection)
     if threads is not None:
         terms.append(f"thread IN ({', '.join(map(str, threads))})" if threads else "false")
     if selection.min_duration_ns:
-        if not database.has_clock:
-            raise TraceError(f"{database.trace} was recorded without a clock: --min-duration cannot choose calls")
+        check_clock(database)
         terms.append(f"duration_ns >= {int(selection.min_duration_ns)}")
-    if functions and selection.functions:
+    if selection.functions:
         chosen = functions_matching(database, selection.functions)
         database.create_table("chosen_functions", "function_id INTEGER", [(number,) for number in chosen])
         terms.append("function_id IN (SELECT function_id FROM chosen_functions)")
@@ -106,9 +108,9 @@ def main_module(path: str | None) -> str:
     return Path(path or "").name
 
 
-def label(name: str, module: str | None) -> str:
-    """`module!name`, as globs have it; a name that is made of the module already stays."""
-    return name if not module or name.startswith(f"{module}+0x") else f"{module}!{name}"
+def label(name: str, module: str | None, own: str | None = None) -> str:
+    """`module!name`, as globs have it, unless the module is `own` or already part of the name."""
+    return name if not module or module == own or name.startswith(f"{module}+0x") else f"{module}!{name}"
 
 
 def _check_known(kind: str, number: int, known: list[int]) -> None:

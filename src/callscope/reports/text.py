@@ -78,6 +78,11 @@ def size(count: int) -> str:
     return f"{value:.0f} TB"
 
 
+def cut(text: str, room: int) -> str:
+    """The first `room` columns of a text, a tilde standing for the rest."""
+    return text if len(text) <= room else f"{text[: max(room - 1, 0)]}~"
+
+
 def plural(number: int, noun: str) -> str:
     """'1 call', '2 calls', '3 processes', '4 patches'."""
     return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith(('s', 'ch')) else 's')}"

@@ -7,14 +7,29 @@ The calls come in order of their ids, which is that of starts within a thread, a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
+from callscope.errors import TraceError
 from callscope.reports.calls import FIELDS
 from callscope.reports.database import Database
-from callscope.reports.selection import Selection, check_calls, condition, functions_matching
+from callscope.reports.selection import Selection, check_calls, check_clock, condition, functions_matching
 from callscope.reports.text import NO_CLOCK, Style, plural
 from callscope.reports.tree_text import Row, Shape, TreeWriter
 
+BLOCK: Final = 1 << 17
+"""Calls read at a time when looking for those around one."""
+
+_LONG_OR_AROUND = """(
+SELECT * FROM (
+    SELECT *, min(CASE WHEN duration_ns >= {shortest} THEN call_id END)
+        OVER (ORDER BY call_id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS next_long
+    FROM {rows}
+) WHERE next_long <= call_id + descendants OR call_id + descendants >= {end}
+)"""
+"""The long calls and those that hold one, or may hold one at or after the call `end`, the first of the next range."""
+
+_ID, _DURATION, _DESCENDANTS = map(Row._fields.index, ("call_id", "duration_ns", "descendants"))
 _COLUMNS = ", ".join(f"c.{name}" for name in Row._fields)
 
 
@@ -23,7 +38,7 @@ def text(database: Database, selection: Selection, shape: Shape, style: Style) -
     check_calls(database)
     source = _Source(database, selection, shape)
     writer = TreeWriter(database, style, shape, source.first_calls)
-    yield from writer.lines(Row._make(row) for row in source.rows(_COLUMNS))
+    yield from writer.lines(map(Row._make, source.rows()))
     if writer.cut:
         yield style.comment(f"cut after {plural(shape.limit, 'call')}: a higher --limit shows more, --limit 0 all")
     elif writer.shown < database.call_count:
@@ -37,15 +52,15 @@ def json(database: Database, selection: Selection, shape: Shape) -> Iterator[str
     check_calls(database)
     source = _Source(database, selection, shape)
     fields = ", ".join(f"{name}: v.{name}" for name in FIELDS)
-    columns = f"c.call_id, c.descendants, to_json({{{fields}, descendants: c.descendants}})"
     ends: list[int] = []
     shown = 0
-    for call_id, descendants, value in source.rows(columns, joined=True):
-        while ends and ends[-1] < call_id:
+    for *columns, value in source.rows(f"to_json({{{fields}, descendants: c.descendants}})"):
+        row = Row._make(columns)
+        while ends and ends[-1] < row.call_id:
             ends.pop()
         if shape.depth and len(ends) >= shape.depth:
             continue
-        ends.append(call_id + descendants)
+        ends.append(row.call_id + row.descendants)
         yield value
         shown += 1
         if shown == shape.limit:
@@ -61,7 +76,12 @@ class _Source:
     def __init__(self, database: Database, selection: Selection, shape: Shape) -> None:
         self.database = database
         self.first_calls: dict[int, int] = {}
-        self._conditions = [condition(database, selection, functions=False)]
+        self._ranges: list[tuple[int, int]] | None = None
+        self._shortest = selection.min_duration_ns
+        self._conditions = [condition(database, replace(selection, functions=(), min_duration_ns=0))]
+        if self._shortest:
+            check_clock(database)
+            self._conditions.append(f"duration_ns >= {int(self._shortest)} OR (ended_by = 1 AND descendants > 0)")
         if selection.functions:
             self._choose_subtrees(functions_matching(database, selection.functions), shape.depth)
             self._conditions.append("node IN (SELECT node FROM tree_nodes)")
@@ -70,16 +90,22 @@ class _Source:
         if selection.last:
             self._choose_last(selection.last)
 
-    def rows(self, columns: str, joined: bool = False) -> Iterator[tuple[Any, ...]]:
-        """The columns of the calls `c`, and with `joined` of their rows `v` in the view `calls`."""
-        where = " AND ".join(f"({term})" for term in self._conditions)
+    def rows(self, extra: str = "") -> Iterator[tuple[Any, ...]]:
+        """The columns of Row, and an expression of the calls `c` and their rows `v` in the view `calls`."""
+        where = self._where()
 
-        def query(source: str) -> str:
+        def query(source: str, end: int) -> str:
             chosen = f"(SELECT * FROM {source} WHERE {where})"
-            join = f" JOIN ({self.database.calls_query(chosen)}) v ON v.call_id = c.call_id" if joined else ""
-            return f"SELECT {columns} FROM {chosen} c{join} ORDER BY c.call_id"
+            if self._shortest:
+                chosen = _LONG_OR_AROUND.format(rows=chosen, shortest=int(self._shortest), end=end)
+            join = f", {extra} FROM {chosen} c JOIN ({self.database.calls_query(chosen)}) v ON v.call_id = c.call_id"
+            return f"SELECT {_COLUMNS}{join if extra else f' FROM {chosen} c'} ORDER BY c.call_id"
 
-        return self.database.stream_calls(query)
+        rows = self.database.stream_calls(query, self._ranges)
+        return long_or_around(rows, self._shortest) if self._shortest else rows
+
+    def _where(self) -> str:
+        return " AND ".join(f"({term})" for term in self._conditions)
 
     def _choose_subtrees(self, functions: list[int], depth: int) -> None:
         """The table `tree_nodes`: the nodes of these functions and those below them.
@@ -104,11 +130,62 @@ class _Source:
         self.database.create_table_of_arrays("tree_nodes", {"node": nodes["node"][kept]})
 
     def _choose_last(self, last: int) -> None:
-        where = " AND ".join(f"({term})" for term in self._conditions)
+        """Of the calls chosen so far, those that started last, and those around them."""
         rows = self.database.rows(
-            f"SELECT thread, min(call_id) AS first FROM (SELECT thread, call_id FROM call_rows WHERE {where}"
-            f" ORDER BY start_ns DESC, call_id DESC LIMIT {int(last)}) GROUP BY thread"
+            f"SELECT thread, min(call_id) AS first FROM (SELECT thread, call_id FROM call_rows WHERE {self._where()}"
+            f" ORDER BY start_ns DESC, call_id DESC LIMIT {int(last)}) GROUP BY thread ORDER BY first"
         )
         self.first_calls = {row["thread"]: row["first"] for row in rows}
+        spans = "SELECT thread, calls, sum(calls) OVER (ORDER BY thread)::BIGINT AS ends FROM threads"
+        threads = {row["thread"]: (row["ends"] - row["calls"], row["ends"]) for row in self.database.rows(spans)}
+        enclosing: list[int] = []
+        self._ranges = []
+        for thread, first in self.first_calls.items():
+            outer = enclosing_calls(self.database, first)
+            enclosing += outer
+            begin, end = threads[thread]
+            blocks = sorted({call_id // BLOCK * BLOCK for call_id in outer})
+            self._ranges += [(max(block, begin), min(block + BLOCK, first)) for block in blocks]
+            self._ranges.append((first, end))
+        self.database.create_table("enclosing_calls", "call_id BIGINT", [(call_id,) for call_id in enclosing])
         firsts = " ".join(f"WHEN {thread} THEN {first}" for thread, first in self.first_calls.items())
-        self._conditions.append(f"call_id + descendants >= CASE thread {firsts} END" if firsts else "false")
+        self._conditions.append(
+            f"call_id >= CASE thread {firsts} END OR call_id IN (SELECT call_id FROM enclosing_calls)"
+            if firsts
+            else "false"
+        )
+
+
+def long_or_around(rows: Iterator[tuple[Any, ...]], shortest: int) -> Iterator[tuple[Any, ...]]:
+    """The calls of at least `shortest` ns, and the shorter ones that hold one: what _LONG_OR_AROUND left open.
+
+    A function that ends in a tail call may be over long before the call that it made so, which is in it in the tree.
+    """
+    waiting: list[tuple[Any, ...]] = []
+    for row in rows:
+        while waiting and waiting[-1][_ID] + waiting[-1][_DESCENDANTS] < row[_ID]:
+            waiting.pop()
+        waiting.append(row)
+        if row[_DURATION] >= shortest:
+            yield from waiting
+            waiting.clear()
+
+
+def enclosing_calls(database: Database, call_id: int) -> list[int]:
+    """The calls that a call is in, innermost first. Reads the parts of the table that hold them, each once.
+
+    Raises TraceError when the table is damaged.
+    """
+    found: list[int] = []
+    while True:
+        first = call_id // BLOCK * BLOCK
+        source = database.calls_between(first, call_id + 1)
+        ups = database.arrays(f"SELECT up FROM {source} ORDER BY call_id")["up"].tolist()
+        if len(ups) != call_id + 1 - first:
+            raise TraceError(f"the calls table {database.calls} has holes: delete it and try again, it is rebuilt")
+        while call_id >= first:
+            up = ups[call_id - first]
+            if up <= 0:
+                return found
+            call_id -= up
+            found.append(call_id)

@@ -9,13 +9,14 @@ from typing import Final, NamedTuple
 from callscope.globs import without_parameters
 from callscope.reports.database import Database
 from callscope.reports.selection import label, main_module
-from callscope.reports.text import BOLD, DIM, YELLOW, Style, duration, duration_colour, plural, printable, shorten
+from callscope.reports.text import BOLD, DIM, YELLOW, Style, cut, duration, duration_colour, plural, printable, shorten
 
 INDENT: Final = 2
 DEEPEST_INDENT: Final = 100
 """Levels that are indented in a pipe. Deeper ones are numbered: a deep recursion's text would grow by its square."""
 
-LONGEST_CLOSING: Final = 40
+LONGEST_HEADING: Final = 200
+LONGEST_CLOSING: Final = 60
 """Columns of the name after a closing brace, which stands in full after the opening one."""
 
 REMARKS: Final = ("", "ends in a tail call", "unwound", "still running")
@@ -201,7 +202,7 @@ class TreeWriter:
         name = f' "{row["name"]}"' if row.get("name") else ""
         command = " ".join(process.get("command") or ())
         text = printable(f"thread {row.get('tid', '?')}{name} of process {row.get('pid', '?')}: {command}")
-        yield self.style.comment(text[: self.style.width - 2] if self.style.width else text)
+        yield self.style.comment(cut(text, (self.style.width or LONGEST_HEADING) - 2))
 
     def _prefix(self, ns: int | None, tid: str | None = None) -> str:
         """The columns before the tree."""
@@ -228,7 +229,7 @@ class TreeWriter:
         name = self._names.get(key)
         if name is None:
             row = self._functions.get(function) or {"name": "?", "module": None}
-            text = printable(row["name"] if row["module"] == self._main else label(row["name"], row["module"]))
+            text = printable(label(row["name"], row["module"], self.database.only_module or self._main))
             name = self._names[key] = text, "" if without_parameters(text) != text else "()"
         return name
 
