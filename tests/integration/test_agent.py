@@ -20,7 +20,10 @@ from tests.builders.agent_session import Event, Session
 from tests.builders.compilers import TARGETS, compile_program, have
 from tests.builders.small_plan import small_plan
 
-pytestmark = pytest.mark.skipif(not have("gcc", "nm", "readelf"), reason="needs gcc and binutils")
+pytestmark = [
+    pytest.mark.skipif(not have("gcc", "nm", "readelf"), reason="needs gcc and binutils"),
+    pytest.mark.long,  # reading whole traces of many threads event by event takes minutes and gigabytes
+]
 
 Traced = Callable[..., Session]
 CHUNK_CALLS = (Session.chunk_bytes - records.CHUNK_HEADER.itemsize) // 24

@@ -20,8 +20,10 @@ MOST_CHUNKS = 4096
 
 @dataclass(frozen=True)
 class EventCounts:
-    """calls: entries recorded. events: entries, exits, tail jumps and landings. lost: events that found no room. exact: all of
-    the file was counted. threads: that recorded something or could have. wrapped: a flight recorder has forgotten some.
+    """calls: entries recorded. events: entries, exits, tail jumps and landings. lost: events that found no room.
+
+    exact: all of the file was counted. threads: that recorded something or could have. wrapped: a flight recorder has
+    forgotten some.
     """
 
     calls: int
