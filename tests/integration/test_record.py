@@ -91,7 +91,7 @@ def test_run_records_and_reports(recorder: Recorder, counted: Path) -> None:
     assert done.returncode == 3
     header, *rows = done.stdout.splitlines()
     assert header.split()[:3] == ["Total", "Self", "Calls"]
-    assert [(row.split()[-1], row.split()[4]) for row in rows] == [("counted!inner", "100"), ("counted!outer", "10")]
+    assert [(row.split()[-1], row.split()[4]) for row in rows] == [("inner", "100"), ("outer", "10")]
     assert done.stderr.splitlines()[-1] == "callscope: next: callscope tree counted.trace"
     assert len(recorder.run("run", "-q", "-n", "1", "-f", "*er", counted).stdout.splitlines()) == 3
 

@@ -202,7 +202,7 @@ def test_options_reach_the_reports(run: Run, trace: Path) -> None:
         == 3
     )
     assert run("calls", trace, "--thread", "1001", "--last", "1")[1].count("\n") == 2
-    assert run("report", trace, "--process", "1000", "--sort", "name")[1].splitlines()[1].endswith("git!cmd_log")
+    assert run("report", trace, "--process", "1000", "--sort", "name")[1].splitlines()[1].endswith("  cmd_log")
     assert run("modules", trace, "--process", "77")[0] in (0, 1)
 
 

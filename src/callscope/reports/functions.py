@@ -118,7 +118,7 @@ def text(database: Database, times: Sequence[FunctionTimes], style: Style, limit
         name = style.name(label(entry.function, entry.module, database.only_module), room)
         yield line(columns, [*(_cell(entry, column.key, style) for column in columns[:-1]), name])
     if len(shown) < len(times):
-        yield style.comment(f"{len(times) - len(shown):,} more functions: --limit {len(times)} shows all")
+        yield style.comment(f"{len(times) - len(shown):,} more functions: --limit 0 shows all")
     if not clock:
         yield style.comment(NO_CLOCK)
 

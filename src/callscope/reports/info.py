@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from callscope.reports.database import Database
+from callscope.reports.selection import command_line, origin
 from callscope.reports.session import checked
+from callscope.reports.table import Column, fit, header, line, taken, widest
 from callscope.reports.text import BOLD, YELLOW, Style, cut, duration, plural, printable, size
 
 ENOUGH_CALLS = 100_000
 """From this many calls on, bytes a call say something: space is taken by the megabyte."""
+_KINDS: Final = {"entries": "Entries", "exits": "Returns", "tails": "Tail jumps"}
+_OPTIONS: Final = {
+    "modules": "--module",
+    "functions": "--function",
+    "excludes": "--exclude",
+    "exclude_files": "--exclude-from",
+    "max_depth": "--max-depth",
+    "keep_last": "--keep-last",
+}
+
 WIDEST_PROCESS = 120
 """Columns of a process's line in a pipe: command lines may be long, and JSON has them whole."""
 MOST_LISTED = 20
@@ -92,12 +104,9 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
             yield f"{style.paint(f'{name:<10}', BOLD)} {shown}"
     if len(facts["processes"]) > 1:
         yield ""
-        yield style.paint("Processes", BOLD)
-        room = style.width or WIDEST_PROCESS
-        yield from (cut(line, room) for line in _limited([_process_line(process) for process in facts["processes"]]))
+        yield from _process_lines(facts["processes"], style)
     yield ""
-    yield style.paint("Traced", BOLD)
-    yield from _limited([_module_line(module) for module in facts["modules"]] or ["  nothing"])
+    yield from _module_lines(facts["modules"], style)
     for title, lines in (
         ("Not traced", [f"  {entry.get('path')}: {entry.get('reason')}" for entry in facts["rejected"]]),
         ("Remarks", [f"  {warning}" for warning in facts["warnings"]]),
@@ -176,44 +185,74 @@ def _clock(facts: Mapping[str, Any]) -> str:
 
 
 def _options(options: Mapping[str, Any]) -> str:
-    """The options that were given, as far as they are not silent or told elsewhere."""
-    given = []
-    for name, value in options.items():
-        if name in ("output", "clock", "follow") or not value:
-            continue
-        given.append(f"{name.replace('_', ' ')} {', '.join(map(str, value)) if isinstance(value, list) else value}")
-    if options.get("follow") is False:
-        given.append("no follow")
-    return "; ".join(given)
+    """The options that were given, as they are typed."""
+    words = []
+    for name, option in _OPTIONS.items():
+        values = options.get(name)
+        for value in values if isinstance(values, list) else [values] if values else []:
+            words += [option, str(value)]
+    return shlex.join([*words, *(["--no-follow"] if options.get("follow") is False else [])])
 
 
-def _process_line(process: Mapping[str, Any]) -> str:
-    name = shlex.join(process["command"] or [process["path"] or "?"])
-    origin = "" if process["cause"] == "launch" else f" ({process['cause']} of {process['ppid']})"
-    if process["cause"] == "exec":
-        origin = " (exec)"
-    counts = f"{plural(process['calls'], 'call')}, {plural(process['threads'], 'thread')}"
-    return f"  {process['pid']:>7}  {counts}: {name}{origin}"
+def _process_lines(processes: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    """A table of the processes, in the order they began."""
+    origins = [origin(process) or "-" for process in processes]
+    columns = [
+        Column("pid", "PID", widest(str(process["pid"]) for process in processes)),
+        Column("threads", "Threads", rank=1),
+        Column("calls", "Calls", widest(style.count(process["calls"]) for process in processes)),
+        Column("origin", "Origin", widest(origins), left=True, rank=2),
+        Column("command", "Command"),
+    ]
+    columns = fit(columns, style)
+    yield header(columns, style)
+    room = (style.width or WIDEST_PROCESS) - taken(columns)
+    lines = []
+    for process, whence in zip(processes, origins, strict=True):
+        command = cut(printable(command_line(process)), room)
+        cells = {
+            "pid": process["pid"],
+            "threads": process["threads"],
+            "calls": style.count(process["calls"]),
+            "origin": whence,
+            "command": command,
+        }
+        lines.append(line(columns, [str(cells[column.key]) for column in columns]))
+    yield from _limited(lines)
 
 
-def _module_line(module: Mapping[str, Any]) -> str:
-    parts = [f"{plural(module['functions_called'], 'function')} called"]
-    if module["functions"]:
-        parts[0] = f"{module['functions_called']:,} of {plural(module['functions'], 'function')} called"
-    for kind, name in (("entries", "entries"), ("exits", "returns"), ("tails", "tail jumps")):
-        share = module["coverage"].get(kind) or {}
-        if share.get("found"):
-            tenths = 1000 * share["patched"] // share["found"]  # rounded down: 100 % is all
-            parts.append(f"{tenths / 10:.1f} % of {name}")
-    if module["patches_refused"]:
-        parts.append(f"{plural(module['patches_refused'], 'patch')} refused")
-    if module["loads"] > 1:
-        parts.append(f"loaded {module['loads']:,} times")
-    return f"  {module['path']}: {', '.join(parts)}"
+def _module_lines(modules: Sequence[Mapping[str, Any]], style: Style) -> Iterator[str]:
+    """A table of the traced modules, those with most calls first."""
+    columns = [
+        Column("functions", "Functions", rank=8),
+        Column("functions_called", "Called", 7),
+        Column("calls", "Calls", widest(style.count(module["calls"]) for module in modules)),
+        *(Column(kind, title, 7, rank=rank) for rank, (kind, title) in zip((7, 6, 5), _KINDS.items(), strict=True)),
+        Column("loads", "Loads", rank=3),
+        Column("path", "Module traced"),
+    ]
+    if any(module["patches_refused"] for module in modules):
+        columns.insert(-1, Column("patches_refused", "Refused", rank=4))
+    columns = fit(columns, style)
+    yield header(columns, style)
+    most_first = sorted(modules, key=lambda module: -module["calls"])
+    yield from _limited(
+        [line(columns, [_module_cell(module, column.key, style) for column in columns]) for module in most_first]
+    )
+
+
+def _module_cell(module: Mapping[str, Any], key: str, style: Style) -> str:
+    if key in _KINDS:
+        share = module["coverage"].get(key) or {"found": 0}
+        if not share["found"]:
+            return "-"
+        tenths = 1000 * share["patched"] // share["found"]  # rounded down: 100 % is all
+        return f"{tenths / 10:.1f} %"
+    value = module[key]
+    return "-" if value is None else style.count(value) if isinstance(value, int) else str(value)
 
 
 def _limited(lines: list[str]) -> Iterator[str]:
-    for line in lines[:MOST_LISTED]:
-        yield printable(line)
+    yield from map(printable, lines[:MOST_LISTED])
     if len(lines) > MOST_LISTED:
         yield f"  and {len(lines) - MOST_LISTED:,} more (--format json has all)"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from callscope.errors import TraceError
 from callscope.globs import NameGlob, without_parameters
@@ -106,6 +108,17 @@ def condition(database: Database, selection: Selection) -> str:
 def main_module(path: str | None) -> str:
     """The name of a process's own module, whose functions are shown without a module."""
     return Path(path or "").name
+
+
+def command_line(process: Mapping[str, Any]) -> str:
+    """What a process runs; `process` is a row of `processes`."""
+    return shlex.join(process.get("command") or [process.get("path") or "?"])
+
+
+def origin(process: Mapping[str, Any]) -> str:
+    """Where a process came from: 'fork of 77', 'exec', or '' for the first."""
+    cause = process.get("cause") or ""
+    return f"fork of {process.get('ppid')}" if cause == "fork" else "" if cause in ("launch", "unknown") else cause
 
 
 def label(name: str, module: str | None, own: str | None = None) -> str:

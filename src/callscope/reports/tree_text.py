@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from callscope.globs import without_parameters
 from callscope.reports.database import Database
-from callscope.reports.selection import label, main_module
+from callscope.reports.selection import command_line, label, main_module, origin
 from callscope.reports.text import BOLD, DIM, YELLOW, Style, cut, duration, duration_colour, plural, printable, shorten
 
 INDENT: Final = 2
@@ -57,8 +57,16 @@ class _Open:
 
     end: int
     closing: str
-    tid: str
+    module: str
     via: str | None = None
+
+
+class _Name(NamedTuple):
+    """How a function is written. brackets: what follows the text, nothing when that ends in the parameters."""
+
+    text: str
+    brackets: str
+    module: str
 
 
 @dataclass(slots=True)
@@ -86,7 +94,7 @@ class TreeWriter:
     cut: bool = False
     _stack: list[_Open] = field(default_factory=list)
     _level: int = 0  # calls on the stack
-    _names: dict[tuple[int, str], tuple[str, str]] = field(default_factory=dict)
+    _names: dict[tuple[int, str], _Name] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         database = self.database
@@ -138,16 +146,17 @@ class TreeWriter:
 
     def _open(self, row: Row) -> str:
         """A call with calls inside."""
-        text, brackets = self._name(row.function_id)
-        line = self._call(row, row.duration_ns, f"{brackets} {{")
-        self._stack.append(_Open(row.call_id + row.descendants, shorten(text, LONGEST_CLOSING), self._tid))
+        name = self._name(row.function_id)
+        line = self._call(row, row.duration_ns, f"{name.brackets} {{")
+        closing = shorten(name.text, LONGEST_CLOSING)
+        self._stack.append(_Open(row.call_id + row.descendants, closing, name.module))
         self._level += 1
         return line
 
     def _leaf(self, leaf: _Leaf) -> str:
         """A call with nothing inside, or nothing that is shown."""
         row = leaf.row
-        brackets = self._name(row.function_id)[1]
+        brackets = self._name(row.function_id).brackets
         if row.descendants:
             return self._call(row, row.duration_ns, f"{brackets} {{...}}", f"{plural(row.descendants, 'call')} inside")
         self.shown += leaf.times - 1
@@ -160,7 +169,7 @@ class TreeWriter:
         if remark or row.ended_by:
             comment = f" /* {', '.join(filter(None, (remark, REMARKS[min(row.ended_by, 3)])))} */"
         indent = self._indent()
-        name = self._name(row.function_id)[0]
+        name = self._name(row.function_id).text
         if self.style.width:
             room = self.style.width - self._margin - len(indent) - len(ending) - len(comment)
             name = self.style.name(name, room)
@@ -178,7 +187,7 @@ class TreeWriter:
             room = (self.style.width or 0) - self._margin - len(self._indent()) - 14
             text = f"[untraced {self.style.name(via, room)}]"
             yield f"{self._prefix(None)}{self._indent()}{self.style.paint(text + ' {', DIM)}"
-            self._stack.append(_Open(end, text, self._tid, via))
+            self._stack.append(_Open(end, text, self._module, via))
 
     def _close(self, call_id: int | None) -> Iterator[str]:
         """Closing braces of all that has ended before a call, or of everything."""
@@ -189,7 +198,7 @@ class TreeWriter:
 
     def _closing(self, entry: _Open) -> str:
         comment = self.style.paint(f"/* {entry.closing} */", DIM)
-        return f"{self._prefix(None, entry.tid)}{self._indent()}}} {comment}"
+        return f"{self._prefix(None)}{self._indent()}}} {comment}"
 
     def _heading(self, thread: int, first: bool) -> Iterator[str]:
         """A line about a thread, from which on lines are this thread's."""
@@ -200,18 +209,18 @@ class TreeWriter:
         if not first:
             yield ""
         name = f' "{row["name"]}"' if row.get("name") else ""
-        command = " ".join(process.get("command") or ())
-        text = printable(f"thread {row.get('tid', '?')}{name} of process {row.get('pid', '?')}: {command}")
+        whence = f", {origin(process)}" if origin(process) else ""
+        of = f"of process {row.get('pid', '?')}{whence}"
+        text = printable(f"thread {row.get('tid', '?')}{name} {of}: {command_line(process)}")
         yield self.style.comment(cut(text, (self.style.width or LONGEST_HEADING) - 2))
 
-    def _prefix(self, ns: int | None, tid: str | None = None) -> str:
+    def _prefix(self, ns: int | None) -> str:
         """The columns before the tree."""
-        tid = self._tid if tid is None else tid
         if not self._clock:
-            return f"{tid}  "
+            return f"{self._tid}  "
         if ns is None:
-            return f"{'':{_DURATION_COLUMNS}}  {tid}  "
-        return f" {self.style.paint(duration(ns), *duration_colour(ns))}  {tid}  "
+            return f"{'':{_DURATION_COLUMNS}}  {self._tid}  "
+        return f" {self.style.paint(duration(ns), *duration_colour(ns))}  {self._tid}  "
 
     def _indent(self) -> str:
         """The space before a line, a brace deep for each open one; the number of the level where that is too much."""
@@ -220,17 +229,20 @@ class TreeWriter:
             return self._indents[level]
         return f"{self._indents[-1]}(+{level - len(self._indents) + 1}) "
 
-    def _name(self, function: int) -> tuple[str, str]:
-        """A function's printable name, with its module when that is not the process's own, and what to write after it.
+    @property
+    def _module(self) -> str:
+        """The module of the innermost open call; outside of all calls, the program."""
+        return self._stack[-1].module if self._stack else self._main
 
-        That is a pair of brackets, unless the name ends in its parameters.
-        """
-        key = function, self._main
+    def _name(self, function: int) -> _Name:
+        """A function's name, with its module where that changes: where it is not that of the call around it."""
+        key = function, self._module
         name = self._names.get(key)
         if name is None:
             row = self._functions.get(function) or {"name": "?", "module": None}
-            text = printable(label(row["name"], row["module"], self.database.only_module or self._main))
-            name = self._names[key] = text, "" if without_parameters(text) != text else "()"
+            text = printable(label(row["name"], row["module"], self.database.only_module or self._module))
+            brackets = "" if without_parameters(text) != text else "()"
+            name = self._names[key] = _Name(text, brackets, row["module"] or "")
         return name
 
     def _via(self, site: int) -> str:
