@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from benchmarks.harness import Case, Row, Table, build, measure, need, record, r
 
 FLOOR = "two rdtsc"
 DEPTH = 32
+MEMORY = Path("/dev/shm")
+"""A file system in memory: on a disk the figure depends on what else is written to it at that moment."""
 SLOW_DEPTH = 26
 
 
@@ -39,16 +42,10 @@ def calls(directory: Path, rounds: int) -> Table:
     plain = build("fib.c", directory / "fib")
     floor = build("fib.c", directory / "fib-rdtsc", "-DTWO_RDTSC")
     instrumented = build("fib.c", directory / "fib-instrumented", "-finstrument-functions")
-    trace = directory / "trace"
-    sizes: dict[str, int] = {}
+    memory = Path(tempfile.mkdtemp(dir=MEMORY)) if MEMORY.is_dir() else directory
 
-    def ours(name: str, **options: object) -> Callable[[], float]:
-        def once() -> float:
-            output, _ = record([plain, str(DEPTH)], trace, **options)
-            sizes[name] = sum(path.stat().st_blocks * 512 for path in trace.rglob("*"))
-            return _cost(output)
-
-        return once
+    def ours(where: Path = directory, **options: object) -> Callable[[], float]:
+        return lambda: _cost(record([plain, str(DEPTH)], where / "trace", **options)[0])
 
     def mcount() -> float:
         return _uftrace(build("fib.c", directory / "fib-pg", "-pg"), directory / "uftrace-pg")
@@ -56,14 +53,20 @@ def calls(directory: Path, rounds: int) -> Table:
     cases = [
         Case("untraced", lambda: _cost(run([plain, str(DEPTH)])[0])),
         Case(FLOOR, lambda: _cost(run([floor, str(DEPTH)])[0])),
-        Case("callscope --keep-last 16M", ours("last", keep_last=16 << 20)),
-        Case("callscope", ours("kept")),
-        Case("callscope --clock none", ours("no clock", clock="none")),
-        Case("both options", ours("both", clock="none", keep_last=16 << 20)),
+        Case("callscope --keep-last 4M", ours(keep_last=4 << 20)),
+        Case("callscope --keep-last 64M", ours(keep_last=64 << 20)),
+        Case("callscope, trace in memory", ours(memory)),
+        Case("callscope, trace on this disk", ours()),
+        Case("callscope --clock none --keep-last 4M", ours(clock="none", keep_last=4 << 20)),
+        Case("callscope --clock none, trace in memory", ours(memory, clock="none")),
         Case("uftrace -P. (plain build)", lambda: _uftrace(plain, directory / "uftrace", "-P", ".")),
         Case("uftrace (-pg)", mcount),
         Case("uftrace (-finstrument-functions)", lambda: _uftrace(instrumented, directory / "uftrace-i")),
         Case("valgrind --tool=callgrind", lambda: _callgrind(plain, directory)),
     ]
-    rows: list[Row] = measure(cases, rounds)
+    try:
+        rows: list[Row] = measure(cases, rounds)
+    finally:
+        if memory != directory:
+            shutil.rmtree(memory)
     return Table("Cost of a call, enter and exit", "ns", rows, FLOOR)

@@ -167,6 +167,24 @@ static bool prepare_blocks(void) {
     return true;
 }
 
+/* Bounds in entry.S: places of 32-bit displacements, each from its own place; and the pages these are in. */
+#define HIDDEN __attribute__((visibility("hidden")))
+extern const int32_t cs_thread_places[] HIDDEN, cs_thread_places_end[] HIDDEN;
+extern uint8_t cs_routines_text[] HIDDEN, cs_routines_text_end[] HIDDEN;
+
+/* Write where cs_thread lies, from the thread pointer, into the routines. */
+static bool bind_routines(void) {
+    uint64_t thread_pointer;
+    __asm__("mov %%fs:0, %0" : "=r"(thread_pointer)); /* System V ABI, 3.4.2: it points to itself */
+    int32_t offset = (int32_t)((uint64_t)&cs_thread - thread_pointer);
+    long first = (long)cs_routines_text, bytes = (long)cs_routines_text_end - first;
+    if (cs_failed(cs_call3(SYS_mprotect, first, bytes, PROT_READ | PROT_WRITE)))
+        return false;
+    for (const int32_t *place = cs_thread_places; place < cs_thread_places_end; place++)
+        memcpy((uint8_t *)place + *place, &offset, sizeof offset);
+    return !cs_failed(cs_call3(SYS_mprotect, first, bytes, PROT_READ | PROT_EXEC));
+}
+
 static uint64_t namespace_id(void) {
     struct stat status;
     return cs_failed(cs_call4(SYS_newfstatat, AT_FDCWD, (long)"/proc/self/ns/pid", (long)&status, 0)) ? 0
@@ -189,7 +207,8 @@ static void begin(const char *directory, int argument_count, char **arguments) {
     uint64_t events_bytes, journal_bytes;
     uint8_t *events = map_session_file(directory, "/events", EVENTS_ADDRESS, &events_bytes);
     uint8_t *journal = events ? map_session_file(directory, "/journal", JOURNAL_ADDRESS, &journal_bytes) : NULL;
-    if (!events || !journal || !prepare_blocks() || !cs_session_open(events, events_bytes, journal, journal_bytes)) {
+    if (!events || !journal || !prepare_blocks() || !bind_routines() ||
+        !cs_session_open(events, events_bytes, journal, journal_bytes)) {
         if (events)
             cs_unmap(events, events_bytes);
         if (journal)
