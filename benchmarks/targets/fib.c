@@ -1,4 +1,5 @@
 // The cost of a call: prints nanoseconds per call of a recursive Fibonacci function that does next to nothing.
+// Arguments: what to compute, and optionally what to compute before the clock starts, to warm up.
 // With TWO_RDTSC every call reads the time-stamp counter twice: no tracer that times calls can be cheaper.
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -28,7 +29,7 @@ __attribute__((no_instrument_function)) static double now(void) {
 
 __attribute__((no_instrument_function)) int main(int argc, char **argv) {
     long n = argc > 1 ? atol(argv[1]) : 30;
-    fib(n > 20 ? 20 : n); // caches, page tables, the tracer's first chunk
+    fib(argc > 2 ? atol(argv[2]) : 20); // caches, page tables, the tracer's first chunk or all of its ring
     double begin = now();
     long result = fib(n);
     double end = now();
