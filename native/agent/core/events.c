@@ -6,6 +6,7 @@
 /* A short-lived thread should not pay for a whole chunk, so memory is added in steps that double. */
 #define FIRST_STEP 0x10000ull
 #define LARGEST_STEP 0x80000ull
+#define WIPED_STEP 0x4000ull /* FETCH_AHEAD of the routines is more than this */
 #define SINK_BYTES 0x10000ull
 
 /* chunk_header.flags: OPEN while a thread writes there, CLAIMED until its header names that thread. The bits above
@@ -124,7 +125,7 @@ static bool extend(struct cs_block *block) {
     uint8_t *start = (uint8_t *)block->chunk, *limit = (uint8_t *)block->limit;
     uint64_t used = (uint64_t)(limit - start), rest = cs_session.chunk_bytes - used;
     bool recycled = block->chunk->used;
-    uint64_t step = recycled ? FIRST_STEP : used < LARGEST_STEP ? used : LARGEST_STEP;
+    uint64_t step = recycled ? WIPED_STEP : used < LARGEST_STEP ? used : LARGEST_STEP;
     if (step > rest)
         step = rest;
     if (!step || !commit(limit, step))

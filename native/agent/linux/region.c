@@ -142,7 +142,8 @@ static const char *write_patches(const struct cs_plan *plan, const struct cs_ima
 }
 
 static const uint64_t *routines(void) {
-    return cs_routines[(cs_session.features & CS_FEATURE_NO_CLOCK ? 1 : 0) + (cs_session.max_depth ? 2 : 0)];
+    bool plain = cs_session.features & CS_FEATURE_NO_CLOCK, ring = cs_session.features & CS_FEATURE_KEEP_LAST;
+    return cs_routines[plain + (cs_session.max_depth ? 2 : 0) + 4 * ring];
 }
 
 static const char *apply(struct cs_module *module, const struct cs_image *image, const struct cs_plan *plan,

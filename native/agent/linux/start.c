@@ -23,6 +23,10 @@ ROUTINE(cs_entry);
 ROUTINE(cs_entry_red);
 ROUTINE(cs_entry_plain);
 ROUTINE(cs_entry_plain_red);
+ROUTINE(cs_entry_ring);
+ROUTINE(cs_entry_ring_red);
+ROUTINE(cs_entry_plain_ring);
+ROUTINE(cs_entry_plain_ring_red);
 ROUTINE(cs_exit);
 ROUTINE(cs_exit_plain);
 ROUTINE(cs_tail);
@@ -44,16 +48,20 @@ ROUTINE(cs_landing_plain);
 ROUTINE(cs_landing_deep);
 ROUTINE(cs_landing_plain_deep);
 
-#define ROUTINES(suffix)                                                                                               \
-    {[CS_STUB_ENTRY] = (uint64_t)cs_entry##suffix,                                                                     \
+#define ROUTINES(entry, suffix)                                                                                        \
+    {[CS_STUB_ENTRY] = (uint64_t)entry,                                                                                \
      [CS_STUB_EXIT] = (uint64_t)cs_exit##suffix,                                                                       \
      [CS_STUB_TAIL] = (uint64_t)cs_tail##suffix,                                                                       \
-     [CS_STUB_ENTRY_RED_ZONE] = (uint64_t)cs_entry##suffix##_red,                                                      \
+     [CS_STUB_ENTRY_RED_ZONE] = (uint64_t)entry##_red,                                                                 \
      [CS_STUB_TAIL_RED_ZONE] = (uint64_t)cs_tail##suffix##_red,                                                        \
      [CS_STUB_LANDING] = (uint64_t)cs_landing##suffix}
 
-/* By feature: bit 0 without the clock, bit 1 with the depth filter. */
-const uint64_t cs_routines[4][CS_STUB_COUNT] = {ROUTINES(), ROUTINES(_plain), ROUTINES(_deep), ROUTINES(_plain_deep)};
+/* By feature: bit 0 without the clock, bit 1 with the depth filter, bit 2 for a flight recorder. */
+const uint64_t cs_routines[8][CS_STUB_COUNT] = {
+    ROUTINES(cs_entry, ),           ROUTINES(cs_entry_plain, _plain),
+    ROUTINES(cs_entry_deep, _deep), ROUTINES(cs_entry_plain_deep, _plain_deep),
+    ROUTINES(cs_entry_ring, ),      ROUTINES(cs_entry_plain_ring, _plain),
+    ROUTINES(cs_entry_deep, _deep), ROUTINES(cs_entry_plain_deep, _plain_deep)};
 
 static const char *variable(char **environment, const char *name) {
     for (; *environment; environment++) {
