@@ -105,7 +105,7 @@ class _Steps:
 
 
 def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, Any]:
-    threads = _threads(trace)
+    threads = thread_inputs(trace)
     steps = _Steps(progress, 3 * int(trace.events.chunks["bytes"].sum()) if len(trace.events.chunks) else 0)
     with trace.events.open() as reader, ThreadPoolExecutor(WORKERS) as pool:
 
@@ -156,7 +156,7 @@ def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, A
     }
 
 
-def _threads(trace: Trace) -> list[ThreadCalls]:
+def thread_inputs(trace: Trace) -> list[ThreadCalls]:
     """The threads that recorded anything, ready for the first pass."""
     images = [(image.functions, image.rows, image.id_base) for image in trace.images]
     tables, kept = kernel.image_tables(images)
