@@ -55,5 +55,5 @@ def text_of(
         conditional_entries=frozenset(),
         switches=frozenset(),
         interior_pointers=frozenset(),
-        landing_pads=list(landing_pads),
+        landings=list(landing_pads),
     )

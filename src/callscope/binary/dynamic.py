@@ -62,11 +62,14 @@ class Relocations:
     """What relocations say about code.
 
     pointer_targets: u8 rvas that they store, of code or data, in no order, repeated or not. jump_slots: sorted u8 rvas
-    of the slots that the procedure linkage table jumps through.
+    of the slots that the procedure linkage table jumps through. slots, slot_symbols: rvas (u8) of all words that take
+    the address of a symbol of another or this file, and the symbols' numbers (u8), in parallel.
     """
 
     pointer_targets: NDArray[np.uint64]
     jump_slots: NDArray[np.uint64]
+    slots: NDArray[np.uint64]
+    slot_symbols: NDArray[np.uint64]
 
 
 def read_dynamic(data: memoryview, tables: elf.Tables, segments: Sequence[Mapped], low: int) -> DynamicTable:
@@ -104,8 +107,14 @@ def read_relocations(
     packed = whole_records(table(DT_RELR, DT_RELRSZ), np.dtype("<u8"))
     symbols = dynamic.tags.get(DT_SYMTAB, 0) - low
     targets = [_targets(data, segments, symbols, relocations), _packed_targets(data, segments, packed, low)]
-    slots = relocations["offset"][relocations["info"] & 0xFFFFFFFF == R_JUMP_SLOT]
-    return Relocations(np.concatenate(targets) - np.uint64(low), np.unique(slots) - np.uint64(low))
+    kinds = relocations["info"] & 0xFFFFFFFF
+    named = relocations[(kinds == R_JUMP_SLOT) | (kinds == R_GLOB_DAT)]
+    return Relocations(
+        np.concatenate(targets) - np.uint64(low),
+        np.unique(relocations["offset"][kinds == R_JUMP_SLOT]) - np.uint64(low),
+        named["offset"] - np.uint64(low),
+        named["info"] >> np.uint64(32),
+    )
 
 
 def mapped_bytes(data: memoryview, segments: Sequence[Mapped], rva: int, size: int) -> memoryview:

@@ -29,7 +29,8 @@ class Edges:
     """What a scan of functions found. All arrays are of relative addresses, uint32, unless said otherwise.
 
     `branch_sources`, `branch_targets`, `branch_conditional` (bool): every direct jump, in parallel; sources are the
-    addresses of the instructions. `call_targets`: of direct calls, unique. `code_references`: code addresses computed
+    addresses of the instructions. `call_targets`: of direct calls, unique. `second_returns`: addresses behind
+    calls of functions that return twice, unique. `code_references`: code addresses computed
     or loaded by instructions, unique. `tables`: (function index, address) pairs, shape (n, 2), int64: data addresses
     computed in each function, among them jump tables. `indirect`: indices of functions with an indirect jump.
     `undecodable`: indices of functions holding bytes that are no instructions. `open_ended`: indices of functions
@@ -40,6 +41,7 @@ class Edges:
     branch_targets: NDArray[np.uint32]
     branch_conditional: NDArray[np.bool_]
     call_targets: NDArray[np.uint32]
+    second_returns: NDArray[np.uint32]
     code_references: NDArray[np.uint32]
     tables: NDArray[np.int64]
     indirect: NDArray[np.int64]
@@ -60,6 +62,8 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
     open_ended: list[int] = []
     absolute = image.kind == "exec"
     base = image.base
+    twice = image.twice_callees
+    returns: set[int] = set()
     kinds = dis.KINDS
     for index, (start, size) in enumerate(zip(starts, sizes, strict=True), first):
         computed: set[int] = set()
@@ -78,6 +82,11 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
                         computed.add(address)
             elif kind == dis.CALL:
                 calls.add(instruction.near_branch_target)
+                if instruction.near_branch_target in twice.addresses:
+                    returns.add(instruction.next_ip)
+            elif kind == dis.INDIRECT_CALL:
+                if instruction.is_ip_rel_memory_operand and instruction.ip_rel_memory_address in twice.slots:
+                    returns.add(instruction.next_ip)
             elif kind in (dis.JUMP, dis.BRANCH, dis.LOOP, dis.TRANSACTION):
                 sources.append(instruction.ip)
                 targets.append(instruction.near_branch_target)
@@ -106,6 +115,7 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
         np.array(targets, np.uint64)[valid].astype(np.uint32),
         np.array(conditional, np.bool_)[valid],
         np.array(sorted(target for target in calls if low <= target < high), np.uint32),
+        np.array(sorted(returns), np.uint32),
         np.array(sorted(references), np.uint32),
         np.array(tables, np.int64).reshape(-1, 2),
         np.array(indirect, np.int64),
@@ -121,6 +131,7 @@ def merge(parts: Sequence[Edges]) -> Edges:
         np.concatenate([part.branch_targets for part in parts]),
         np.concatenate([part.branch_conditional for part in parts]),
         np.unique(np.concatenate([part.call_targets for part in parts])),
+        np.unique(np.concatenate([part.second_returns for part in parts])),
         np.unique(np.concatenate([part.code_references for part in parts])),
         np.concatenate([part.tables for part in parts]),
         np.concatenate([part.indirect for part in parts]),

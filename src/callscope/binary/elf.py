@@ -30,6 +30,8 @@ from callscope.binary.dynamic import (
     read_dynamic,
     read_relocations,
 )
+from callscope.binary.second_returns import TwiceCallees, find_twice_callees
+from callscope.binary.symbol_tables import dynamic_table, section_tables
 from callscope.errors import ImageError
 
 PAGE = 4096
@@ -180,6 +182,16 @@ class Image:
     def relocations(self) -> Relocations:
         """What the dynamic loader writes into the image."""
         return read_relocations(self.data, self.tables.sections, self.dynamic, self.segments, self.base)
+
+    @cached_property
+    def twice_callees(self) -> TwiceCallees:
+        """What setjmp and its like are reached by from this image's code."""
+        numbers = self.relocations.slot_symbols
+        count = int(numbers.max()) + 1 if len(numbers) else 0
+        dynamic = dynamic_table(self.data, self.dynamic, self.segments, self.base, count)
+        stubs = [(self.view(first, last - first), first) for first, last in self.plt_ranges]
+        tables = section_tables(self.data, self.tables) or [dynamic]
+        return find_twice_callees(tables, dynamic, self.relocations, stubs, self.base)
 
     def relocated_code_pointers(self) -> NDArray[np.uint32]:
         """Sorted rvas in code that relocations (RELATIVE, IRELATIVE, 64, GLOB_DAT, JUMP_SLOT, RELR) store."""

@@ -80,8 +80,13 @@ def section_tables(data: memoryview, tables: elf.Tables) -> list[SymbolTable]:
     return found
 
 
-def dynamic_table(data: memoryview, dynamic: DynamicTable, segments: Sequence[Mapped], low: int) -> SymbolTable:
-    """The symbols the dynamic loader uses, found without section headers; `low` is the address rvas count from."""
+def dynamic_table(
+    data: memoryview, dynamic: DynamicTable, segments: Sequence[Mapped], low: int, at_least: int = 0
+) -> SymbolTable:
+    """The symbols the dynamic loader uses, found without section headers; `low` is the address rvas count from.
+
+    Hash tables may leave out the symbols of other files: `at_least` so many there are.
+    """
     tags = dynamic.tags
     strings = mapped_bytes(data, segments, tags.get(DT_STRTAB, 0) - low, tags.get(DT_STRSZ, 0))
     count = 0
@@ -90,7 +95,7 @@ def dynamic_table(data: memoryview, dynamic: DynamicTable, segments: Sequence[Ma
         count = int.from_bytes(head[4:8], "little")
     elif DT_GNU_HASH in tags:
         count = _gnu_hash_symbols(mapped_bytes(data, segments, tags[DT_GNU_HASH] - low, len(data)))
-    symbols = mapped_bytes(data, segments, tags.get(DT_SYMTAB, 0) - low, count * elf.SYMBOL.itemsize)
+    symbols = mapped_bytes(data, segments, tags.get(DT_SYMTAB, 0) - low, max(count, at_least) * elf.SYMBOL.itemsize)
     return SymbolTable(whole_records(symbols, elf.SYMBOL), strings, False)
 
 

@@ -28,10 +28,11 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
         pointers.append(data_targets(image, low, high))
     interior = np.unique(np.concatenate(pointers))
     landing = landing_pads(image, frames)
+    landings = np.unique(np.concatenate([landing.pads, edges.second_returns]))
     parts, owners = find_parts(functions, edges, interior)
     jump_tables, switches = _switches(image, edges, starts, ends, owners, low, high)
     tables = table_targets(image, jump_tables, low, high)
-    hard = np.unique(np.concatenate([interior, tables, landing.pads, edges.call_targets, functions.rva]))
+    hard = np.unique(np.concatenate([interior, tables, landings, edges.call_targets, functions.rva]))
     barriers = np.zeros(high - low, np.uint8)
     soft = edges.branch_targets
     barriers[soft[(soft >= low) & (soft < high)] - low] |= SOFT
@@ -61,7 +62,7 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
         conditional_entries=frozenset(conditional.tolist()),
         switches=switches,
         interior_pointers=frozenset(np.unique(inside).tolist()),
-        landing_pads=np.unique(landing.pads).tolist(),
+        landings=landings.tolist(),
     )
 
 

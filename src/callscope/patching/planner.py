@@ -185,6 +185,7 @@ def _scan_gaps(image: Image, functions: FunctionTable, low: int, high: int) -> E
         edges.branch_targets,
         edges.branch_conditional,
         edges.call_targets,
+        edges.second_returns,
         edges.code_references,
         none.reshape(-1, 2),
         none,

@@ -22,7 +22,7 @@ class Run:
     `function` is the index of the function whose choice switches the patch, PATCH_ALWAYS if it serves several. `entry`:
     the trampoline records the ENTRY of `function` first. `island`: address of the island its short jump goes to, or
     None. `red_zone`: the code may be reached by a conditional jump from a function that still uses the bytes below
-    the stack pointer. `borrowed`: moved only to make room for an island. `landing`: an exception lands here.
+    the stack pointer. `borrowed`: moved only to make room for an island. `landing`: an exception or longjmp lands here.
     `detached`: every way to it is redirected, so nothing is written over it.
     """
 

@@ -56,7 +56,7 @@ class Text:
     conditional_entries: frozenset[int]
     switches: frozenset[int]
     interior_pointers: frozenset[int]
-    landing_pads: list[int]
+    landings: list[int]
 
     def bytes_at(self, address: int, count: int) -> bytes:
         """Up to `count` code bytes from a relative address on."""

@@ -146,9 +146,9 @@ class Windows:
         self.layout.entered.add(index)
 
     def _landings(self, index: int, code: list[Instruction], kinds: list[int]) -> None:
-        """Give every landing pad of the function a run: where an exception resumes, the frames below are gone."""
+        """Give every place of the function where an exception or longjmp resumes a run: the frames below are gone."""
         text, taken = self.text, self.taken
-        pads = text.landing_pads
+        pads = text.landings
         position = bisect_left(pads, text.starts[index])
         if position == len(pads) or pads[position] >= text.ends[index]:
             return
