@@ -124,7 +124,7 @@ def test_importing_the_package_is_cheap() -> None:
 
 
 def c_files() -> list[Path]:
-    return sorted(path for pattern in ("*.c", "*.h", "*.S") for path in NATIVE.rglob(pattern))
+    return sorted(path for pattern in ("*.c", "*.h", "*.S", "*.inc") for path in NATIVE.rglob(pattern))
 
 
 def includes(path: Path) -> Iterator[tuple[str, str]]:

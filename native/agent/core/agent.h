@@ -12,7 +12,7 @@
 
 #include "callscope/records.h"
 
-/* Where a thread's next event goes. The first three fields are read by the hot path (linux/entry.S). */
+/* Where a thread's next event goes. The first three fields are read by the hot path (routines.inc). */
 struct cs_block {
     uint64_t cursor;               /* address of the next event */
     uint64_t end;                  /* an event may start below this address */
@@ -81,10 +81,12 @@ struct cs_session {
 };
 
 extern struct cs_session cs_session;
-extern __thread struct cs_thread cs_thread __attribute__((tls_model("initial-exec")));
 
 /* The block of threads that have none yet: it has no room, so their first event takes the slow path. */
 extern struct cs_block cs_no_block;
+
+/* The calling thread's data. */
+struct cs_thread *cs_self(void);
 
 static inline uint64_t cs_tsc(void) {
     uint32_t low, high;
@@ -122,7 +124,7 @@ bool cs_process_ignored(void);
 struct cs_block *cs_thread_block(void);
 /* Close the blocks of threads that have ended; at most `checks` blocks are looked at. */
 void cs_threads_reap(uint32_t checks);
-/* The slow path, from entry.S: on return an event may fit, try again. */
+/* The slow path, from routines.inc: on return an event may fit, try again. */
 void cs_refill(uint64_t sp);
 /* From entry.S: the counter's high half changed. Turns the reserved slot into an EPOCH event. */
 void cs_new_epoch(uint32_t *slot, uint32_t bytes, uint32_t epoch);
@@ -161,7 +163,7 @@ void cs_note(enum cs_note code, const char *text);
 void cs_note_module(enum cs_note code, const char *reason, const char *path);
 
 /* ---- depth.c */
-/* The depth filter, from entry.S: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */
+/* The depth filter, from routines.inc: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */
 bool cs_depth_enter(uint64_t sp);
 bool cs_depth_leave(uint64_t sp);
 void cs_depth_free(void *lanes);

@@ -32,9 +32,9 @@ static struct lanes *new_lanes(void) {
         return NULL;
     lanes->limit = cs_session.max_depth < LARGEST_DEPTH ? cs_session.max_depth : LARGEST_DEPTH;
     lanes->current = lanes->lane;
-    cs_thread.lanes = lanes;
-    if (cs_thread.block->used)
-        cs_thread.block->lanes = lanes;
+    cs_self()->lanes = lanes;
+    if (cs_self()->block->used)
+        cs_self()->block->lanes = lanes;
     return lanes;
 }
 
@@ -71,7 +71,7 @@ static struct lane *find_lane(struct lanes *lanes, uint64_t sp) {
 
 /* The lane of `sp`, noted as its latest address; NULL without memory. */
 static struct lane *lane_of(uint64_t sp) {
-    struct lanes *lanes = cs_thread.lanes;
+    struct lanes *lanes = cs_self()->lanes;
     if (!lanes && !(lanes = new_lanes()))
         return NULL;
     struct lane *lane = lanes->current;
@@ -93,7 +93,7 @@ bool cs_depth_enter(uint64_t sp) {
     uint32_t depth = lane->depth;
     while (depth && lane->open[depth - 1] <= sp)
         depth--;
-    if (depth >= ((struct lanes *)cs_thread.lanes)->limit) {
+    if (depth >= ((struct lanes *)cs_self()->lanes)->limit) {
         lane->depth = depth;
         return false;
     }

@@ -101,6 +101,14 @@ bool cs_plan_shift(const struct cs_plan *plan, uint8_t *region, int64_t shift) {
     return true;
 }
 
+/* routines.inc */
+extern const uint64_t cs_routines[][8][CS_STUB_COUNT] __attribute__((visibility("hidden")));
+
+const uint64_t *cs_plan_routines(uint32_t set) {
+    bool plain = cs_session.features & CS_FEATURE_NO_CLOCK, ring = cs_session.features & CS_FEATURE_KEEP_LAST;
+    return cs_routines[set][plain + (cs_session.max_depth ? 2 : 0) + 4 * ring];
+}
+
 void cs_plan_write_stubs(uint8_t *region, uint32_t id_base, const uint64_t routines[CS_STUB_COUNT]) {
     for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++) {
         uint8_t *code = region + slot * CS_STUB_BYTES;

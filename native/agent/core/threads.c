@@ -9,8 +9,6 @@
 
 struct cs_block cs_no_block;
 
-__thread struct cs_thread cs_thread __attribute__((tls_model("initial-exec"))) = {.block = &cs_no_block};
-
 /* Take the events of threads that may not record; they are shared and nobody reads them. One holds many events; the
  * other only one, for a vfork child whose parent has no block yet: the parent, which uses the same thread-local data,
  * must come to the slow path with its first event afterwards. */
@@ -22,7 +20,7 @@ static void use_discard(struct cs_block *block, uint64_t bytes) {
     block->end = (uint64_t)discard + bytes;
     block->cursor = (uint64_t)discard;
     block->epoch = (uint32_t)(cs_tsc() >> 32);
-    cs_thread.block = block;
+    cs_self()->block = block;
 }
 
 static void discard_events(bool only_one) {
@@ -30,14 +28,14 @@ static void discard_events(bool only_one) {
 }
 
 void cs_mute(void) {
-    if (!cs_thread.muted++)
-        cs_thread.kept = cs_thread.block;
+    if (!cs_self()->muted++)
+        cs_self()->kept = cs_self()->block;
     discard_events(false);
 }
 
 void cs_unmute(void) {
-    if (!--cs_thread.muted)
-        cs_thread.block = cs_thread.kept;
+    if (!--cs_self()->muted)
+        cs_self()->block = cs_self()->kept;
 }
 
 void cs_process_enter(uint32_t cause, uint32_t parent) {
@@ -112,7 +110,7 @@ static struct cs_block *find_block(uint32_t tid) {
 }
 
 struct cs_block *cs_thread_block(void) {
-    struct cs_thread *self = &cs_thread;
+    struct cs_thread *self = cs_self();
     if (self->muted)
         return NULL;
     if (self->block->used)
@@ -159,7 +157,7 @@ void cs_refill(uint64_t sp) {
     uint64_t signals = cs_system_block_signals();
     struct cs_block *block = cs_thread_block();
     if (!block) {
-        bool wanted = !cs_thread.muted && !cs_process_ignored();
+        bool wanted = !cs_self()->muted && !cs_process_ignored();
         if (wanted)
             __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
         discard_events(wanted);
@@ -180,6 +178,6 @@ void cs_new_epoch(uint32_t *slot, uint32_t bytes, uint32_t epoch) {
     }
     slot[1] = CS_CONTROL_EPOCH << 3 | CS_EVENT_CONTROL;
     slot[0] = epoch;
-    cs_thread.block->epoch = epoch;
+    cs_self()->block->epoch = epoch;
     cs_system_restore_signals(signals);
 }

@@ -48,7 +48,6 @@ void cs_loader_update(void);
 /* Address of the DT_INIT function that cs_module_initialised (entry.S) stood in for. */
 uint64_t cs_loader_module_ready(void);
 
-extern const uint64_t cs_routines[8][CS_STUB_COUNT];
 void cs_loader_changed(void);
 void cs_module_initialised(void);
 

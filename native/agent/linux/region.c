@@ -141,11 +141,6 @@ static const char *write_patches(const struct cs_plan *plan, const struct cs_ima
     return reason;
 }
 
-static const uint64_t *routines(void) {
-    bool plain = cs_session.features & CS_FEATURE_NO_CLOCK, ring = cs_session.features & CS_FEATURE_KEEP_LAST;
-    return cs_routines[plain + (cs_session.max_depth ? 2 : 0) + 4 * ring];
-}
-
 static const char *apply(struct cs_module *module, const struct cs_image *image, const struct cs_plan *plan,
                          const struct cs_reply *reply, const struct mapping *file) {
     const struct cs_plan_header *header = plan->header;
@@ -154,7 +149,7 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
         return "no room for its trampolines within 2 GB";
     int64_t shift = (int64_t)((uint64_t)region - image->base) - header->delta;
     struct cs_plan_outcome outcome;
-    cs_plan_write_stubs(region, reply->id_base, routines());
+    cs_plan_write_stubs(region, reply->id_base, cs_plan_routines(0));
     const char *reason = NULL;
     if (!cs_plan_shift(plan, region, shift) || !seal_region(region, header))
         reason = "its trampolines cannot be made executable";

@@ -18,51 +18,6 @@
 
 struct cs_launch cs_launch;
 
-#define ROUTINE(name) void name(void)
-ROUTINE(cs_entry);
-ROUTINE(cs_entry_red);
-ROUTINE(cs_entry_plain);
-ROUTINE(cs_entry_plain_red);
-ROUTINE(cs_entry_ring);
-ROUTINE(cs_entry_ring_red);
-ROUTINE(cs_entry_plain_ring);
-ROUTINE(cs_entry_plain_ring_red);
-ROUTINE(cs_exit);
-ROUTINE(cs_exit_plain);
-ROUTINE(cs_tail);
-ROUTINE(cs_tail_red);
-ROUTINE(cs_tail_plain);
-ROUTINE(cs_tail_plain_red);
-ROUTINE(cs_entry_deep);
-ROUTINE(cs_entry_deep_red);
-ROUTINE(cs_entry_plain_deep);
-ROUTINE(cs_entry_plain_deep_red);
-ROUTINE(cs_exit_deep);
-ROUTINE(cs_exit_plain_deep);
-ROUTINE(cs_tail_deep);
-ROUTINE(cs_tail_deep_red);
-ROUTINE(cs_tail_plain_deep);
-ROUTINE(cs_tail_plain_deep_red);
-ROUTINE(cs_landing);
-ROUTINE(cs_landing_plain);
-ROUTINE(cs_landing_deep);
-ROUTINE(cs_landing_plain_deep);
-
-#define ROUTINES(entry, suffix)                                                                                        \
-    {[CS_STUB_ENTRY] = (uint64_t)entry,                                                                                \
-     [CS_STUB_EXIT] = (uint64_t)cs_exit##suffix,                                                                       \
-     [CS_STUB_TAIL] = (uint64_t)cs_tail##suffix,                                                                       \
-     [CS_STUB_ENTRY_RED_ZONE] = (uint64_t)entry##_red,                                                                 \
-     [CS_STUB_TAIL_RED_ZONE] = (uint64_t)cs_tail##suffix##_red,                                                        \
-     [CS_STUB_LANDING] = (uint64_t)cs_landing##suffix}
-
-/* By feature: bit 0 without the clock, bit 1 with the depth filter, bit 2 for a flight recorder. */
-const uint64_t cs_routines[8][CS_STUB_COUNT] = {
-    ROUTINES(cs_entry, ),           ROUTINES(cs_entry_plain, _plain),
-    ROUTINES(cs_entry_deep, _deep), ROUTINES(cs_entry_plain_deep, _plain_deep),
-    ROUTINES(cs_entry_ring, ),      ROUTINES(cs_entry_plain_ring, _plain),
-    ROUTINES(cs_entry_deep, _deep), ROUTINES(cs_entry_plain_deep, _plain_deep)};
-
 static const char *variable(char **environment, const char *name) {
     for (; *environment; environment++) {
         const char *value = cs_text_after(*environment, name);
@@ -180,11 +135,11 @@ static bool prepare_blocks(void) {
 extern const int32_t cs_thread_places[] HIDDEN, cs_thread_places_end[] HIDDEN;
 extern uint8_t cs_routines_text[] HIDDEN, cs_routines_text_end[] HIDDEN;
 
-/* Write where cs_thread lies, from the thread pointer, into the routines. */
+/* Write where the thread's data lies, from the thread pointer, into the routines. */
 static bool bind_routines(void) {
     uint64_t thread_pointer;
     __asm__("mov %%fs:0, %0" : "=r"(thread_pointer)); /* System V ABI, 3.4.2: it points to itself */
-    int32_t offset = (int32_t)((uint64_t)&cs_thread - thread_pointer);
+    int32_t offset = (int32_t)((uint64_t)cs_self() - thread_pointer);
     long first = (long)cs_routines_text, bytes = (long)cs_routines_text_end - first;
     if (cs_failed(cs_call3(SYS_mprotect, first, bytes, PROT_READ | PROT_WRITE)))
         return false;
@@ -254,9 +209,9 @@ __attribute__((destructor)) static void stop(void) {
         return;
     uint64_t signals = cs_system_block_signals();
     cs_threads_reap(THREAD_LIMIT);
-    if (cs_thread.block->used)
-        cs_events_settle(cs_thread.block);
-    cs_journal_write(CS_JOURNAL_PROCESS_END, cs_tsc(), cs_thread.block->used ? cs_thread.block : NULL, NULL, 0);
+    if (cs_self()->block->used)
+        cs_events_settle(cs_self()->block);
+    cs_journal_write(CS_JOURNAL_PROCESS_END, cs_tsc(), cs_self()->block->used ? cs_self()->block : NULL, NULL, 0);
     cs_journal_forget(cs_session.process->pid);
     cs_system_restore_signals(signals);
 }

@@ -14,6 +14,12 @@
 #define HIGH_DESCRIPTOR 500
 #define TICKS_PER_SECOND 100 /* of /proc: the same on every x86 kernel */
 
+static __thread struct cs_thread own __attribute__((tls_model("initial-exec"))) = {.block = &cs_no_block};
+
+struct cs_thread *cs_self(void) {
+    return &own;
+}
+
 uint64_t cs_system_block_signals(void) {
     uint64_t all = ~0ull, saved = 0;
     cs_call4(SYS_rt_sigprocmask, 0 /* SIG_BLOCK */, (long)&all, (long)&saved, sizeof saved);
