@@ -68,6 +68,10 @@ CFA_UNKNOWN = 0
 CFA_RSP = 1
 CFA_RBP = 2
 NO_FUNCTION = 0xFFFFFFFF
+PLAN_ELF = 0
+PLAN_PE = 1
+PLAN_PE_ALIGNMENT = 0x10000
+RUNTIME_FUNCTION_BYTES = 12
 
 REQUEST_MAGIC = 0x51525343
 REPLY_SKIP = 0
@@ -235,7 +239,18 @@ PLAN_HEADER = np.dtype(
         ("patch_count", "<u4"),
         ("fixup_count", "<u4"),
         ("text_count", "<u4"),
+        ("image_kind", "<u4"),
+        ("moved_offset", "<u8"),
+        ("moved_count", "<u4"),
         ("reserved", "<u4"),
+    ]
+)
+
+# An instruction of the image that now runs in the region. Sorted by address, each once.
+MOVED = np.dtype(
+    [
+        ("rva", "<u4"),
+        ("place", "<u4"),
     ]
 )
 

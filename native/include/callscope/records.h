@@ -67,6 +67,10 @@
 #define CS_CFA_RSP 1u
 #define CS_CFA_RBP 2u
 #define CS_NO_FUNCTION 0xffffffffu
+#define CS_PLAN_ELF 0u
+#define CS_PLAN_PE 1u
+#define CS_PLAN_PE_ALIGNMENT 0x10000u
+#define CS_RUNTIME_FUNCTION_BYTES 12u
 
 #define CS_REQUEST_MAGIC 0x51525343u
 #define CS_REPLY_SKIP 0u
@@ -214,7 +218,7 @@ struct cs_plan_header {
     uint64_t code_bytes; /* stub page and trampolines: mapped executable */
     uint64_t symfile; /* offset in the region, page-aligned: an ELF file of section headers and call frame information, whose sh_addr are offsets in the region until the agent adds its address */
     uint64_t symfile_bytes;
-    uint64_t frames; /* offset in the region of .eh_frame, which ends in a zero word */
+    uint64_t frames; /* offset in the region of .eh_frame, which ends in a zero word; PE: of the RUNTIME_FUNCTION table */
     uint64_t frames_bytes;
     uint64_t patch_offset;
     uint64_t fixup_offset; /* u32 offsets in the region of 32-bit displacements to the image */
@@ -222,9 +226,19 @@ struct cs_plan_header {
     uint32_t patch_count;
     uint32_t fixup_count;
     uint32_t text_count;
+    uint32_t image_kind;
+    uint64_t moved_offset; /* moved records */
+    uint32_t moved_count;
     uint32_t reserved;
 };
-_Static_assert(sizeof(struct cs_plan_header) == 176, "plan_header");
+_Static_assert(sizeof(struct cs_plan_header) == 192, "plan_header");
+
+/* An instruction of the image that now runs in the region. Sorted by address, each once. */
+struct cs_moved {
+    uint32_t rva;
+    uint32_t place; /* offset in the region, of the recording call before it where there is one (ret, tail jump) */
+};
+_Static_assert(sizeof(struct cs_moved) == 8, "moved");
 
 /* Bytes to write over the image, sorted by address. The bytes there must equal `old`. */
 struct cs_patch {
