@@ -245,13 +245,6 @@ static inline void learn_callee(struct cs_site_state *site, uint32_t function) {
     site->fresh_count++;
 }
 
-/* Remember how far below its caller's stack pointer the site's callees begin. */
-static inline void learn_span(struct cs_site_state *site, uint32_t span) {
-    if (site->span != span) {
-        site->span = site->span == 0 ? span : 1;
-    }
-}
-
 /* Whether `function`, entered at the stack pointer of the lane's last frame, was reached from it by a tail jump. */
 static bool is_tail_callee(struct cs_rebuild *s, const struct cs_lane *lane, const struct entry *e,
                            const struct cs_site_state *site) {
@@ -320,9 +313,6 @@ static void enter_elsewhere(struct cs_rebuild *s, const struct entry *e, struct 
         }
         top = top_of(lane);
         top->marks &= (uint8_t)~(CS_FRAME_MARKED | CS_FRAME_LINKED);
-        if (site->kind == CS_SITE_RBP && s->open[site->function] == 1) {
-            learn_span(site, top->sp - e->sp);
-        }
     } else {
         uint32_t caller_sp = e->sp + site->offset;
         if (site->kind == CS_SITE_RSP) {
@@ -386,16 +376,10 @@ void cs_frames_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint3
             push(s, lane, &e, top, false, 1);
             return;
         }
-        if (is_caller && site->kind == CS_SITE_RBP && apart <= CS_NEAR && top->owner < s->in.function_limit) {
-            bool is_only = s->open[top->owner] == 1;
-            if (is_only || apart == site->span) {
-                if (is_only) {
-                    learn_span(site, apart);
-                }
-                learn_callee(site, function);
-                push(s, lane, &e, top, false, 1);
-                return;
-            }
+        if (is_caller && site->kind == CS_SITE_RBP && apart <= CS_NEAR) {
+            learn_callee(site, function);
+            push(s, lane, &e, top, false, 1);
+            return;
         }
     }
     enter_elsewhere(s, &e, site);

@@ -100,12 +100,6 @@ static struct cs_place caller_by_rsp(const struct cs_rebuild *s, uint32_t sp, co
 }
 
 static struct cs_place caller_by_function(const struct cs_rebuild *s, uint32_t sp, const struct cs_site_state *site) {
-    if (site->span > 1) {
-        struct cs_place place = find_everywhere(s, sp + site->span, site->function);
-        if (place.parent >= 0) {
-            return place;
-        }
-    }
     struct cs_place best = {CS_NO_NODE, -1};
     uint32_t least = CS_REACH;
     for (uint32_t k = 0; k < s->lane_count; k++) {

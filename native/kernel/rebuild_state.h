@@ -34,9 +34,8 @@ struct cs_site_state {
     uint8_t is_signal;
     uint8_t fresh_count;            /* of fresh; CS_FRESH_LIMIT + 1: there are more */
     uint32_t fresh[CS_FRESH_LIMIT]; /* functions called from here, other than by tail calls */
-    uint32_t span; /* CS_SITE_RBP: caller's stack pointer - callee's, where it was certain; 0: not seen, 1: it varies */
-    uint32_t same; /* index + 1 of another site with the same low half of its address */
-    uint32_t also; /* index + 1 of another site that is possible at the same time */
+    uint32_t same;                  /* index + 1 of another site with the same low half of its address */
+    uint32_t also;                  /* index + 1 of another site that is possible at the same time */
 };
 
 struct cs_site_slot {

@@ -23,7 +23,7 @@ from callscope.errors import TraceError
 from callscope.trace.open import Trace
 from callscope.trace.processes import ends
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 DIRECTORY = "calls"
 META = "meta.json"
 WORKERS = 2
