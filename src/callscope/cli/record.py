@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from callscope.cli.progress import progress_bar
+from callscope.recording.bisect import bisect as bisect_program
 from callscope.recording.options import RecordOptions, parse_size
 from callscope.recording.record import RecordResult
 from callscope.recording.record import record as record_program
@@ -56,16 +58,40 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(context_settings=PASS_ON)
 @record_options
-def record(quiet: bool, **options: Any) -> None:
+@click.option("--bisect", is_flag=True, help="Find the functions whose tracing changes what PROGRAM does.")
+def record(quiet: bool, bisect: bool, **options: Any) -> None:
     """Run PROGRAM and record its calls.
 
     The program's input, output and exit status pass through (128 + N when signal N ended it); what callscope has to say
     goes to standard error when the program has ended.
+
+    With --bisect PROGRAM is run many times, traced in ever smaller parts, and what must be left out is written to
+    PROGRAM.exclude, for --exclude-from.
     """
+    if bisect:
+        sys.exit(find_culprits(options_of(**options)))
     result = record_program(options_of(**options), progress_bar)
     if not quiet:
         show_summary(result)
     sys.exit(result.exit_status)
+
+
+def find_culprits(options: RecordOptions) -> int:
+    """Bisect, tell what goes on and what came of it on standard error; the exit status."""
+    file = Path(Path(options.command[0]).name + ".exclude")
+
+    def tell(text: str) -> None:
+        click.echo(f"callscope: {text}", err=True)
+
+    result = bisect_program(options, tell, file)
+    if result.file is None:
+        tell("the program does the same traced as untraced: nothing has to be left out")
+        return 0
+    command = shlex.join(["callscope", "record", "--exclude-from", str(result.file), "--", *options.command])
+    count = len(result.culprits)
+    tell(f"{count} function{'s' * (count != 1)} to leave out, found in {result.runs} runs, now in {result.file}")
+    tell(f"next: {command}")
+    return 0
 
 
 def show_summary(result: RecordResult, reported: bool = False) -> None:

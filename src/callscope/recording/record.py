@@ -64,14 +64,14 @@ class RecordResult:
     survivors: list[Survivor] = field(default_factory=list)
 
 
-def record(options: RecordOptions, progress: ProgressBar = no_progress) -> RecordResult:
+def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: Rules | None = None) -> RecordResult:
     """Run a program and record its calls until it ends.
 
-    The program has this process's standard streams, terminal and directory. `progress` shows the planning
-    before its start. Raises UsageError, ImageError, PlanError or RecordError when nothing was started, and RecordError
-    when the trace was removed meanwhile.
+    The program has this process's standard streams, terminal and directory. `progress` shows the planning before its
+    start; `rules` stand in for those of the options. Raises UsageError, ImageError, PlanError or RecordError when
+    nothing was started, and RecordError when the trace was removed meanwhile.
     """
-    rules = Rules.of(options)
+    rules = rules or Rules.of(options)
     target = check_program(options.command)
     plan_ahead(rules, target, progress)
     directory = (options.output or default_directory(options.command)).absolute()
