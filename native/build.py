@@ -18,47 +18,71 @@ from pathlib import Path
 
 NATIVE = Path(__file__).resolve().parent
 GLIBC = "x86_64-linux-gnu.2.17"
+WINDOWS = "x86_64-windows-gnu"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 PT_DYNAMIC = 2
 DT_FLAGS_1 = 0x6FFFFFFB
 DF_1_INITFIRST = 0x20
 
 
+# Types and constants of systems for code that links no C library: `-nostdlib` hides the compiler's own copy of them.
+LINUX_HEADERS = ("x86-linux-gnu", "generic-glibc", "x86-linux-any", "any-linux-any")
+WINDOWS_HEADERS = ("any-windows-any",)
+
+# For code in the target: no C library, no floating point registers, nothing that could be traced itself.
+BARE = (
+    "-O2",
+    "-mcpu=x86_64-sse-sse2-mmx",  # -mgeneral-regs-only does not keep this compiler from vectorising
+    "-ffreestanding",
+    "-fno-builtin",
+    "-fno-stack-protector",
+    "-fno-sanitize=all",
+    "-fvisibility=hidden",
+    "-fasynchronous-unwind-tables",
+    "-nostdlib",
+)
+
+
 @dataclass(frozen=True)
-class Library:
-    """One shared library: its file name, its sources below native/, and the flags that are its own."""
+class Binary:
+    """One library or program: its file name, its sources below native/, and the flags that are its own."""
 
     name: str
     sources: tuple[str, ...]
     flags: tuple[str, ...]
+    target: str = GLIBC
+    headers: tuple[str, ...] = ()
     initialised_first: bool = False
-    system_headers: bool = False  # types and constants of Linux for code that links no C library
 
 
-LIBRARIES = (
-    # Loaded into the target: no C library, no floating point registers, nothing that could be traced itself.
-    Library(
+BINARIES = (
+    Binary(
         "libcallscope-agent.so",
         ("agent/core/*.c", "agent/linux/*.c", "agent/linux/*.S"),
-        (
-            "-O2",
-            "-mcpu=x86_64-sse-sse2-mmx",  # -mgeneral-regs-only does not keep this compiler from vectorising
-            "-ffreestanding",
-            "-fno-builtin",
-            "-fno-stack-protector",
-            "-fno-sanitize=all",
-            "-fvisibility=hidden",
-            "-fasynchronous-unwind-tables",
-            "-nostdlib",
-            "-D_GNU_SOURCE",
-            "-Wl,-z,now",
-            "-Wl,--build-id",
-        ),
+        ("-shared", "-fPIC", "-g", *BARE, "-D_GNU_SOURCE", "-Wl,-z,now", "-Wl,--build-id"),
+        headers=LINUX_HEADERS,
         initialised_first=True,
-        system_headers=True,
+    ),
+    Binary(
+        "callscope-agent.dll",
+        ("agent/core/*.c", "agent/windows/*.c", "agent/windows/*.S", "inject/*.[cS]"),
+        ("-shared", "-s", *BARE, "-lntdll", "-lkernel32"),
+        target=WINDOWS,
+        headers=WINDOWS_HEADERS,
+    ),
+    Binary(
+        "callscope-launcher.exe",
+        ("launcher/*.c", "inject/*.[cS]", "agent/core/memory.c"),
+        ("-s", "-Wl,--subsystem,console", "-Wl,--entry,mainCRTStartup", *BARE, "-lkernel32"),
+        target=WINDOWS,
+        headers=WINDOWS_HEADERS,
     ),
     # Loaded into callscope's own Python.
-    Library("libcallscope-kernel.so", ("kernel/*.c",), ("-O3", "-fno-sanitize=all", "-fvisibility=hidden")),
+    Binary(
+        "libcallscope-kernel.so",
+        ("kernel/*.c",),
+        ("-shared", "-fPIC", "-g", "-O3", "-fno-sanitize=all", "-fvisibility=hidden"),
+    ),
 )
 
 
@@ -89,13 +113,14 @@ def compiler_environment() -> Iterator[dict[str, str]]:
         yield environment | {"ZIG_GLOBAL_CACHE_DIR": directory, "ZIG_LOCAL_CACHE_DIR": directory}
 
 
-def header_flags() -> list[str]:
-    """The compiler's own copy of the C library's and Linux's headers, which `-nostdlib` hides."""
+def header_flags(names: tuple[str, ...]) -> list[str]:
+    """Where the compiler keeps these headers of systems."""
+    if not names:
+        return []
     spec = importlib.util.find_spec("ziglang")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("the compiler is missing: pip install ziglang")
     include = Path(spec.submodule_search_locations[0]) / "lib/libc/include"
-    names = ("x86-linux-gnu", "generic-glibc", "x86-linux-any", "any-linux-any")
     return [flag for name in names for flag in ("-isystem", str(include / name))]
 
 
@@ -121,7 +146,7 @@ def mark_initialised_first(path: Path) -> None:
 
 
 def build(output: Path) -> list[Path]:
-    """Compile every library into the directory `output`; the files written.
+    """Compile everything into the directory `output`; the files written.
 
     Raises subprocess.CalledProcessError when the compiler refuses.
     """
@@ -131,26 +156,18 @@ def build(output: Path) -> list[Path]:
 
 
 def compile_all(output: Path, environment: dict[str, str]) -> list[Path]:
-    """Compile every library that has sources, each replaced at once: programs may have the old one loaded."""
+    """Compile everything, each file replaced at once: programs may have the old one loaded."""
     built = []
-    for library in LIBRARIES:
-        sources = [str(path) for pattern in library.sources for path in sorted(NATIVE.glob(pattern))]
-        if not sources:
-            continue
-        target = output / library.name
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", GLIBC, "-std=c11", "-shared", "-fPIC", "-g"]
-        partial = target.with_suffix(f".{os.getpid()}.tmp")
-        command += [*WARNINGS, *library.flags, f"-I{NATIVE / 'include'}", "-o", str(partial), *sources]
-        if library.system_headers:
-            command += header_flags()
-        try:
-            subprocess.run(command, check=True, env=environment)
-            if library.initialised_first:
+    for binary in BINARIES:
+        sources = [str(path) for pattern in binary.sources for path in sorted(NATIVE.glob(pattern))]
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", binary.target, "-std=c11"]
+        command += [*WARNINGS, *binary.flags, f"-I{NATIVE / 'include'}", *header_flags(binary.headers)]
+        with tempfile.TemporaryDirectory(prefix="build-", dir=output) as directory:
+            partial = Path(directory) / binary.name
+            subprocess.run([*command, "-o", str(partial), *sources], check=True, env=environment)
+            if binary.initialised_first:
                 mark_initialised_first(partial)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        built.append(target)
+            built.append(partial.replace(output / binary.name))
     return built
 
 

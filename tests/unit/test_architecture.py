@@ -46,8 +46,9 @@ C_ROOMS: dict[str, set[str]] = {
     "include/callscope": {"include/callscope"},
     "agent/core": {"include/callscope", "agent/core"},
     "agent/linux": {"include/callscope", "agent/core", "agent/linux"},
-    "agent/windows": {"include/callscope", "agent/core", "agent/windows"},
-    "launcher": {"include/callscope", "launcher"},
+    "agent/windows": {"include/callscope", "agent/core", "agent/windows", "inject"},
+    "inject": {"include/callscope", "inject"},
+    "launcher": {"include/callscope", "inject", "launcher"},
     "kernel": {"include/callscope", "kernel"},
     "python": {"include/callscope", "python"},
 }

@@ -59,7 +59,8 @@ const char *cs_plan_open(struct cs_plan *plan, const uint8_t *file, uint64_t byt
     if (!region_fits(header, bytes) || header->region_offset < sizeof *header ||
         !table_fits(header->patch_offset, header->patch_count, sizeof(struct cs_patch), bytes) ||
         !table_fits(header->fixup_offset, header->fixup_count, sizeof(uint32_t), bytes) ||
-        !table_fits(header->text_offset, header->text_count, sizeof(struct cs_text_range), bytes))
+        !table_fits(header->text_offset, header->text_count, sizeof(struct cs_text_range), bytes) ||
+        !table_fits(header->moved_offset, header->moved_count, sizeof(struct cs_moved), bytes))
         return "plan file cut short";
     if (((header->image_span + CS_PLAN_PAGE - 1) & ~(CS_PLAN_PAGE - 1ull)) != span || header->build_id_bytes > 32 ||
         (build_id_bytes && header->build_id_bytes &&

@@ -1,0 +1,113 @@
+/* Following the loader: the modules there are at start, and its notices of those that come and go. It gives them with
+ * its lock held, before a module's initialisation and after its last code has run. */
+#include "../core/memory.h"
+#include "../core/system.h"
+#include "windows_agent.h"
+
+extern IMAGE_DOS_HEADER __ImageBase;
+
+/* New modules of one look, with what is needed again once the recorder has answered. */
+struct newcomer {
+    struct cs_module *module;
+    struct cs_image image;
+    bool asked;
+    char path[CS_PATH_BYTES];
+};
+
+static struct newcomer newcomers[CS_ASK_LIMIT];
+static uint32_t newcomer_count;
+
+static void settle(struct newcomer *newcomer, bool answered) {
+    static struct cs_reply reply;
+    const char *reason = NULL;
+    if (answered && newcomer->asked) {
+        if (!cs_ask_answer(&reply))
+            cs_note(CS_NOTE_NO_RECORDER, "the recorder does not answer: modules are not traced");
+        else if (reply.status == CS_REPLY_PLAN)
+            reason = cs_region_apply(newcomer->module, &newcomer->image, &reply);
+    }
+    if (reason)
+        cs_note_module(CS_NOTE_NO_PLAN, reason, newcomer->path);
+    cs_module_journal_load(newcomer->module, newcomer->path);
+}
+
+static void settle_all(void) {
+    bool asked = false, answered = false;
+    if (cs_ask_begin()) {
+        for (uint32_t i = 0; i < newcomer_count; i++)
+            asked |= newcomers[i].asked = newcomers[i].asked && cs_ask_add(newcomers[i].module, newcomers[i].path);
+        answered = asked && cs_ask_send();
+        if (asked && !answered)
+            cs_note(CS_NOTE_NO_RECORDER, "the recorder does not answer: modules are not traced");
+    }
+    for (uint32_t i = 0; i < newcomer_count; i++)
+        settle(&newcomers[i], answered);
+    cs_ask_end();
+    newcomer_count = 0;
+}
+
+/* Enter a module in the table, to be settled with the next. */
+static void enter(uint8_t *base, uint64_t span, const UNICODE_STRING *path, uint32_t flags) {
+    if (base == (uint8_t *)&__ImageBase || cs_module_find(base, (uint64_t)base))
+        return;
+    struct cs_module *module = cs_module_add();
+    if (!module)
+        return;
+    if (newcomer_count == CS_ASK_LIMIT)
+        settle_all();
+    struct newcomer *newcomer = &newcomers[newcomer_count++];
+    newcomer->module = module;
+    newcomer->asked = cs_image_read(&newcomer->image, base, span);
+    cs_path_of(path, newcomer->path, sizeof newcomer->path);
+    module->handle = base;
+    module->bias = module->base = (uint64_t)base;
+    module->span = newcomer->image.span;
+    module->flags = flags;
+    if (newcomer->asked) {
+        module->build_id_bytes = CS_IMAGE_ID_BYTES;
+        memcpy(module->build_id, newcomer->image.id, CS_IMAGE_ID_BYTES);
+    }
+}
+
+static void leave(const uint8_t *base) {
+    struct cs_module *module = cs_module_find(base, (uint64_t)base);
+    if (!module)
+        return;
+    cs_module_journal_unload(module, cs_tsc());
+    cs_region_release(module);
+    module->handle = NULL;
+}
+
+static VOID CALLBACK notified(ULONG reason, const struct cs_loader_notice *notice, void *context) {
+    (void)context;
+    if (!cs_session.events)
+        return;
+    cs_mute(); /* the agent's own calls are none of the program's */
+    cs_lock(&cs_session.process->module_lock);
+    if (reason == CS_NOTICE_LOADED) {
+        enter(notice->base, notice->span, notice->path, 0);
+        settle_all();
+    } else if (reason == CS_NOTICE_UNLOADED)
+        leave(notice->base);
+    cs_unlock(&cs_session.process->module_lock);
+    cs_unmute();
+}
+
+void cs_loader_start(void) {
+    ULONG_PTR cookie = 0;
+    void *registration;
+    const struct cs_loader_data *data = (const struct cs_loader_data *)NtCurrentTeb()->ProcessEnvironmentBlock->Ldr;
+    LdrLockLoaderLock(0, NULL, &cookie);
+    cs_mute();
+    cs_lock(&cs_session.process->module_lock);
+    if (LdrRegisterDllNotification(0, notified, NULL, &registration))
+        cs_note(CS_NOTE_NO_LOADER_HOOK, "modules loaded later stay unknown: the loader cannot be watched");
+    for (const LIST_ENTRY *entry = data->modules.Flink; entry != &data->modules; entry = entry->Flink) {
+        const struct cs_loaded *loaded = (const struct cs_loaded *)entry;
+        enter(loaded->base, loaded->span, &loaded->path, entry == data->modules.Flink ? CS_MODULE_MAIN : 0);
+    }
+    settle_all();
+    cs_unlock(&cs_session.process->module_lock);
+    cs_unmute();
+    LdrUnlockLoaderLock(0, cookie);
+}

@@ -1,0 +1,153 @@
+/* The start and the end of the agent in a process. */
+#include "../core/memory.h"
+#include "../core/system.h"
+#include "windows_agent.h"
+
+#define THREAD_LIMIT 8191u /* at a time */
+/* Where the session's files lie: far from everything, for trampolines need the space near modules. */
+#define EVENTS_ADDRESS 0x400000000000ull
+#define JOURNAL_ADDRESS 0x3ff000000000ull
+#define UNBOUND 0x7fffffff /* what entry.S has where the slots' place belongs */
+/* Vector and floating point registers: x87, SSE, AVX, AVX-512 (Intel SDM volume 1, 13.1). */
+#define XSAVE_STATES 0xe7u
+
+struct cs_start cs_start_options;
+uint32_t cs_xsave_mask;
+
+enum cs_outcome { STARTED, ALREADY_STARTED, NO_SLOTS, OLD_PROCESSOR, NO_SESSION };
+
+extern const int32_t cs_thread_places[], cs_thread_places_end[];
+extern uint8_t cs_routines_text[], cs_routines_text_end[];
+
+/* Write where threads' data lies into the routines of the set that is used. */
+static bool bind_routines(void) {
+    void *first = cs_routines_text;
+    SIZE_T bytes = (SIZE_T)(cs_routines_text_end - cs_routines_text);
+    ULONG old;
+    if (NtProtectVirtualMemory(CS_SELF, &first, &bytes, PAGE_READWRITE, &old))
+        return false;
+    bool bound = true;
+    for (const int32_t *place = cs_thread_places; place < cs_thread_places_end; place++) {
+        uint8_t *displacement = (uint8_t *)place + *place;
+        uint32_t now;
+        memcpy(&now, displacement, sizeof now);
+        bound &= now == UNBOUND;
+        memcpy(displacement, &cs_slots_offset, sizeof cs_slots_offset);
+    }
+    return !NtProtectVirtualMemory(CS_SELF, &first, &bytes, PAGE_EXECUTE_READ, &old) && bound;
+}
+
+static bool find_vector_states(void) {
+    uint32_t a = 1, b, c = 0, d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    if (!(c >> 27 & 1)) /* OSXSAVE */
+        return false;
+    __asm__("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+    cs_xsave_mask = a & XSAVE_STATES;
+    return true;
+}
+
+/* Split a command line into NUL-separated arguments, as the C runtime does (Microsoft, "Parsing C command-line
+ * arguments"), less its rule for doubled quotes. */
+static uint32_t split_command(char *text) {
+    char *in = text, *out = text;
+    bool quoted = false;
+    while (*in) {
+        uint32_t slashes = 0;
+        while (*in == '\\')
+            slashes++, in++;
+        uint32_t kept = *in == '"' ? slashes / 2 : slashes;
+        while (kept--)
+            *out++ = '\\';
+        if (*in == '"' && slashes % 2)
+            *out++ = *in++;
+        else if (*in == '"') {
+            quoted = !quoted;
+            in++;
+        } else if ((*in == ' ' || *in == '\t') && !quoted) {
+            while (*in == ' ' || *in == '\t')
+                in++;
+            if (*in)
+                *out++ = 0;
+        } else if (*in)
+            *out++ = *in++;
+    }
+    *out++ = 0;
+    return (uint32_t)(out - text);
+}
+
+static void describe_program(void) {
+    const RTL_USER_PROCESS_PARAMETERS *parameters = NtCurrentTeb()->ProcessEnvironmentBlock->ProcessParameters;
+    cs_path_of(&parameters->ImagePathName, cs_session.path, sizeof cs_session.path);
+    cs_session.path_bytes = (uint32_t)cs_text_length(cs_session.path);
+    cs_text_of(&parameters->CommandLine, cs_session.command, sizeof cs_session.command);
+    cs_session.command_bytes = split_command(cs_session.command);
+}
+
+static bool prepare_blocks(void) {
+    uint8_t *memory = cs_system_memory((THREAD_LIMIT + 1ull) * sizeof(struct cs_block));
+    _Static_assert(sizeof(struct cs_process) <= sizeof(struct cs_block), "the facts take the first block's place");
+    cs_session.process = (struct cs_process *)memory;
+    cs_session.blocks = (struct cs_block *)memory + 1;
+    cs_session.block_limit = THREAD_LIMIT;
+    return memory;
+}
+
+static bool open_session(void) {
+    uint64_t events_bytes, journal_bytes;
+    if (cs_session_file("/events", EVENTS_ADDRESS, &events_bytes) &&
+        cs_session_file("/journal", JOURNAL_ADDRESS, &journal_bytes) && prepare_blocks() &&
+        cs_session_open((uint8_t *)EVENTS_ADDRESS, events_bytes, (uint8_t *)JOURNAL_ADDRESS, journal_bytes))
+        return true;
+    cs_session_files_close();
+    cs_session.events = NULL;
+    return false;
+}
+
+/* Called by what was injected (inject.h), once, when the loader has initialised the program's libraries. */
+__declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
+    static uint32_t started;
+    if (__atomic_exchange_n(&started, 1, __ATOMIC_ACQ_REL))
+        return ALREADY_STARTED;
+    cs_start_options = *options;
+    if (!find_vector_states())
+        return OLD_PROCESSOR;
+    if (!cs_slots_take() || !bind_routines())
+        return NO_SLOTS;
+    if (!open_session())
+        return NO_SESSION;
+    describe_program();
+    cs_session.namespace_id = 1; /* process ids are the system's */
+    cs_process_enter(CS_CAUSE_LAUNCH, cs_journal_find(cs_system_parent_pid(), 0));
+    cs_loader_start();
+    cs_start_options.flags &= ~CS_START_ATTACHED; /* what is loaded later does not run yet */
+    if (cs_start_options.flags & CS_START_FOLLOW)
+        cs_children_follow();
+    return STARTED;
+}
+
+/* Record no more. The trampolines stay, as threads may be in them. */
+__declspec(dllexport) DWORD callscope_stop(void) {
+    if (!cs_session.events)
+        return NO_SESSION;
+    cs_lock(&cs_session.process->module_lock);
+    cs_regions_off();
+    cs_unlock(&cs_session.process->module_lock);
+    return STARTED;
+}
+
+/* `reserved`: the process ends; its other threads are gone already, and may have held locks. */
+BOOL WINAPI DllMainCRTStartup(HINSTANCE library, DWORD reason, void *reserved) {
+    if (reason == DLL_PROCESS_ATTACH)
+        LdrAddRefDll(1 /* never to be unloaded */, library);
+    if (reason != DLL_PROCESS_DETACH || !reserved || !cs_session.events || cs_session.process->state != 2)
+        return TRUE;
+    struct cs_block *own = cs_self()->block;
+    cs_session.process->block_lock = 0;
+    cs_threads_reap(THREAD_LIMIT);
+    if (own->used)
+        cs_events_settle(own);
+    cs_journal_write(CS_JOURNAL_PROCESS_END, cs_tsc(), own->used ? own : NULL, NULL, 0);
+    cs_journal_forget(cs_session.process->pid);
+    return TRUE;
+}

@@ -1,0 +1,109 @@
+/* Stopping the other threads of a running program while its text is changed. */
+#include "../core/memory.h"
+#include "../core/plan.h"
+#include "../core/system.h"
+#include "windows_agent.h"
+
+#define THREADS_LIMIT 1024u
+#define TRIES 200u /* a millisecond apart */
+#define ACCESS (THREAD_SUSPEND_RESUME | THREAD_GET_CONTEXT | THREAD_SET_CONTEXT | THREAD_QUERY_LIMITED_INFORMATION)
+
+static HANDLE stopped[THREADS_LIMIT];
+static uint32_t stopped_count;
+
+void cs_threads_go_on(void) {
+    while (stopped_count) {
+        HANDLE thread = stopped[--stopped_count];
+        NtResumeThread(thread, NULL);
+        NtClose(thread);
+    }
+}
+
+static bool is_own(HANDLE thread) {
+    struct cs_thread_information information;
+    return !NtQueryInformationThread(thread, 0, &information, sizeof information, NULL) &&
+           (uint32_t)(uintptr_t)information.id.UniqueThread == cs_system_tid();
+}
+
+static bool is_stopped(HANDLE thread) {
+    for (uint32_t i = 0; i < stopped_count; i++)
+        if (stopped[i] == thread)
+            return true;
+    return false;
+}
+
+/* Stop all threads there are; those started meanwhile come last in the system's list. False when there are too many. */
+static bool stop_all(void) {
+    HANDLE thread = NULL, next;
+    while (!NtGetNextThread(CS_SELF, thread, ACCESS, 0, 0, &next)) {
+        if (thread && !is_stopped(thread))
+            NtClose(thread);
+        thread = next;
+        if (is_own(thread))
+            continue;
+        if (stopped_count == THREADS_LIMIT)
+            return false;
+        if (!NtSuspendThread(thread, NULL))
+            stopped[stopped_count++] = thread;
+    }
+    if (thread && !is_stopped(thread))
+        NtClose(thread);
+    return true;
+}
+
+/* The patch that holds `rva` behind its first byte, or NULL. */
+static const struct cs_patch *patch_around(const struct cs_plan *plan, uint64_t rva) {
+    uint32_t low = 0, high = plan->header->patch_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (plan->patches[middle].rva < rva)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low && rva < (uint64_t)plan->patches[low - 1].rva + plan->patches[low - 1].length ? &plan->patches[low - 1]
+                                                                                             : NULL;
+}
+
+static const struct cs_moved *moved_from(const struct cs_plan *plan, uint64_t rva) {
+    const struct cs_moved *moved =
+        (const struct cs_moved *)((const uint8_t *)plan->header + plan->header->moved_offset);
+    uint32_t low = 0, high = plan->header->moved_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (moved[middle].rva < rva)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < plan->header->moved_count && moved[low].rva == rva ? &moved[low] : NULL;
+}
+
+/* Lead a stopped thread out of what will be overwritten; false when that has to wait. */
+static bool lead_out(HANDLE thread, const struct cs_plan *plan, const uint8_t *image, const uint8_t *region) {
+    static CONTEXT context;
+    context.ContextFlags = CONTEXT_CONTROL;
+    if (NtGetContextThread(thread, &context))
+        return true; /* it has ended */
+    uint64_t rva = context.Rip - (uint64_t)image;
+    if (rva >= plan->header->image_span || !patch_around(plan, rva))
+        return true;
+    const struct cs_moved *moved = moved_from(plan, rva);
+    if (!moved)
+        return false;
+    context.Rip = (uint64_t)region + moved->place;
+    return !NtSetContextThread(thread, &context);
+}
+
+bool cs_threads_stop(const struct cs_plan *plan, const uint8_t *image, const uint8_t *region) {
+    for (uint32_t tries = 0; tries < TRIES; tries++) {
+        bool clear = stop_all();
+        for (uint32_t i = 0; clear && i < stopped_count; i++)
+            clear = lead_out(stopped[i], plan, image, region);
+        if (clear)
+            return true;
+        cs_threads_go_on();
+        cs_sleep(1);
+    }
+    return false;
+}

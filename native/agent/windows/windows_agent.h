@@ -1,0 +1,72 @@
+/* What the Windows files of the agent share. */
+#ifndef CALLSCOPE_AGENT_WINDOWS_H
+#define CALLSCOPE_AGENT_WINDOWS_H
+
+#include "../../inject/inject.h"
+#include "../core/modules.h"
+#include "image.h"
+#include "nt.h"
+
+/* What the agent was started with. */
+extern struct cs_start cs_start_options;
+
+/* ---- system.c */
+/* Find slots for threads' data; false when the program has taken all. */
+bool cs_slots_take(void);
+/* Place of the data from the thread's environment block, or in its array of expansion slots. */
+extern uint32_t cs_slots_offset;
+extern bool cs_slots_wide;
+/* For how long waits and time stamps are counted: since some moment, in milliseconds. */
+uint64_t cs_milliseconds(void);
+void cs_sleep(uint32_t milliseconds);
+
+/* ---- files.c
+ * Paths are UTF-8, as the recorder uses them: under Wine those of Linux. */
+/* Open a file; NULL when that fails. `options`: FILE_* of NtCreateFile. */
+HANDLE cs_file_open(const char *path, ACCESS_MASK access, ULONG disposition, ULONG options);
+uint64_t cs_file_size(HANDLE file);
+/* A file of the session, to be mapped at `address` piece by piece. */
+bool cs_session_file(const char *name, uint64_t address, uint64_t *bytes);
+void cs_session_files_close(void);
+/* Bytes free where they lie. */
+uint64_t cs_session_disk_free(void);
+/* Map a whole file to be read; NULL when that fails. */
+uint8_t *cs_file_view(const char *path, uint64_t *bytes);
+void cs_file_unview(const uint8_t *view);
+/* The path as the recorder uses it, cut if need be; may call code that is traced. */
+void cs_path_of(const UNICODE_STRING *path, char *out, uint64_t bytes);
+/* Text in UTF-8, cut if need be. */
+void cs_text_of(const UNICODE_STRING *text, char *out, uint64_t bytes);
+
+/* ---- request.c */
+/* Ask the recorder about `count` modules; false when it does not answer. cs_ask_answer gives one reply after the other.
+ */
+bool cs_ask_begin(void);
+bool cs_ask_add(const struct cs_module *module, const char *path);
+bool cs_ask_send(void);
+bool cs_ask_answer(struct cs_reply *reply);
+void cs_ask_end(void);
+#define CS_ASK_LIMIT 64u
+
+/* ---- region.c */
+/* Read the plan a reply names and apply it to the module. NULL when that went well, else the reason why the module
+ * stays as it is. */
+const char *cs_region_apply(struct cs_module *module, const struct cs_image *image, const struct cs_reply *reply);
+void cs_region_release(struct cs_module *module);
+/* Lead all trampolines past the agent. */
+void cs_regions_off(void);
+
+/* ---- threads.c */
+struct cs_plan;
+/* Stop every other thread of the process, none of them inside of what the plan's patches overwrite; and let them go on.
+ * False when that cannot be. */
+bool cs_threads_stop(const struct cs_plan *plan, const uint8_t *image, const uint8_t *region);
+void cs_threads_go_on(void);
+
+/* ---- loader.c */
+void cs_loader_start(void);
+
+/* ---- children.c */
+void cs_children_follow(void);
+
+#endif

@@ -1,0 +1,28 @@
+/* What the launcher's files share. */
+#ifndef CALLSCOPE_LAUNCHER_H
+#define CALLSCOPE_LAUNCHER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <windows.h>
+
+#include "../inject/inject.h"
+
+#define CS_FAILED 125
+
+/* Say what went wrong; the exit status to end with. */
+int cs_fail(const char *what, const WCHAR *subject);
+
+/* Run a program with the agent: its exit status. `path` begins its `command` line, `arguments` are the rest. */
+int cs_run(const struct cs_start *start, const WCHAR *path, WCHAR *command, const WCHAR *arguments);
+/* Load the agent into a running process, named by id or by its program's file name. */
+int cs_attach(const struct cs_start *start, const WCHAR *which);
+/* Stop the agent there. */
+int cs_detach(const WCHAR *which);
+
+/* The agent's path: beside this program. NULL when it is too long. */
+const WCHAR *cs_agent_path(void);
+/* Make the injection lie in a process; its address there, or NULL. */
+void *cs_place(HANDLE process, const char *function, const struct cs_start *start);
+
+#endif
