@@ -20,6 +20,7 @@ HAS_FDE = 1
 """call frame information covers it"""
 SIGNAL_FRAME = 2
 """the return trampoline of signal handlers: entered by the kernel"""
+NOP = 0x90
 COLD = 4
 """a part of another function: its first CFA is not rsp + 8, or its symbol is called `something.cold`"""
 FROM_SYMBOL = 8
@@ -170,8 +171,22 @@ def _from_frames(image: Image, frames: FrameTable) -> _Spans:
     end[:-1] = np.minimum(end[:-1], start[1:])
     flags = np.full(len(start), HAS_FDE, np.int64)
     flags |= np.where(fdes["flags"] & FRAME_SIGNAL, SIGNAL_FRAME, 0)
-    flags |= np.where(fdes["flags"] & FRAME_COLD, COLD, 0)
+    flags |= np.where((fdes["flags"] & FRAME_COLD != 0) | _is_behind_nop(image, frames, start), COLD, 0)
     return _Spans(start, end, flags, kept)
+
+
+def _is_behind_nop(image: Image, frames: FrameTable, starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which entries begin with a nop behind which the stack is not as a call leaves it, though a nop does not move it.
+
+    GCC puts one before a landing pad that would be the first byte of its part, for a pad at 0 means that there is none.
+    """
+    rows = frames.rows[np.maximum(frames.rows_at(starts + 1), 0)]
+    found = (rows["cfa_kind"] != CFA_RSP) | (rows["cfa_offset"] != 8)
+    for section in image.code_sections:
+        code = np.frombuffer(image.section_data(section), np.uint8)
+        inside = (starts >= section.rva) & (starts < section.rva + len(code))
+        found[inside] &= code[starts[inside] - section.rva] == NOP
+    return found
 
 
 def _section_ends(image: Image, rvas: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -22,7 +22,7 @@ from callscope.binary.elf import read_build_id
 from callscope.errors import ImageError, PlanError
 from callscope.patching.report import PlanReport
 
-PLANNER_VERSION = 4
+PLANNER_VERSION = 5
 _BLOCK = 1 << 20
 
 
