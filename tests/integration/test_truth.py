@@ -16,9 +16,7 @@ SAMPLE = [
     Cell(3, "gcc", "-O3", FRAME_POINTERS[0], stripped=True),
     Cell(4, "gcc", "-Os", FRAME_POINTERS[0]),
     Cell(5, "gcc", "-O1", FRAME_POINTERS[1], stripped=True),
-]
-# Clang's first C++ program builds its whole library, which takes minutes.
-LONG_SAMPLE = [
+    Cell(120, "gcc", "-O2", FRAME_POINTERS[0], stripped=True),
     Cell(4, "zig", "-O2", FRAME_POINTERS[0], stripped=True),
     Cell(6, "zig", "-O0", FRAME_POINTERS[0]),
     Cell(7, "zig", "-O3", FRAME_POINTERS[1]),
@@ -31,12 +29,10 @@ def judge(cell: Cell, directory: Path, cache: Path, record_property: Callable[[s
     record_property("truth", [verdict.calls, verdict.wrong_parents, verdict.wrong_endings, verdict.skipped])
     assert verdict.good, f"{cell}: {verdict}\n    kept in {directory}"
     assert verdict.calls > 10_000
-    assert verdict.skipped < verdict.calls / 6
+    assert verdict.skipped < (verdict.calls + verdict.skipped) / 6
 
 
-@pytest.mark.parametrize(
-    "cell", [*SAMPLE, *(pytest.param(cell, marks=pytest.mark.long) for cell in LONG_SAMPLE)], ids=str
-)
+@pytest.mark.parametrize("cell", SAMPLE, ids=str)
 def test_every_parent_and_ending_is_true(
     cell: Cell, tmp_path: Path, plan_cache: Path, record_property: Callable[[str, object], None]
 ) -> None:

@@ -60,6 +60,14 @@ def test_functions_of_frame_entries(tmp_path: Path) -> None:
     assert table.index_at(TEXT + np.array([-1, 0, 0x2F, 0x30, 0x40, 0x8F, 0x90])).tolist() == [-1, 0, 0, -1, 1, 2, -1]
 
 
+@pytest.mark.parametrize(("first", "cold"), [(b"\x90", True), (b"\x55", False)], ids=["nop", "push rbp"])
+@pytest.mark.parametrize("offset", [16, 304])
+def test_part_that_begins_with_a_nop(first: bytes, cold: bool, offset: int, tmp_path: Path) -> None:
+    depth = bytes([offset & 0x7F | 0x80, offset >> 7])
+    table = functions_of(tmp_path, [(0, 0x40, b"\x41\x0e" + depth), (0x40, 0x20)], text=first + b"\xcc" * 0x3FF)
+    assert table.cold.tolist() == [cold, False]
+
+
 def test_entries_outside_code_and_overlapping_ones(tmp_path: Path) -> None:
     table = functions_of(tmp_path, [(0, 0x50), (0x20, 0x10), (0x3F0, 0x100), (-0x800, 0x10), (PAGE, 0x10)])
     assert spans(table) == [(0, 0x20), (0x20, 0x10), (0x3F0, 0x10)]
