@@ -7,11 +7,11 @@ from iced_x86 import Decoder
 
 from callscope.binary import disassembly as dis
 from callscope.binary.cfi import FDE, ROW, FrameTable
-from callscope.patching.frames import Frames
 from callscope.patching.text import HARD, SOFT, Text
+from callscope.patching.unwind import EhFrames
 
 LOW = 0x1000
-NO_FRAMES = Frames(FrameTable(np.empty(0, FDE), np.empty(0, ROW)))
+NO_FRAMES = EhFrames(FrameTable(np.empty(0, FDE), np.empty(0, ROW)))
 """code without call frame information"""
 
 
@@ -56,4 +56,6 @@ def text_of(
         switches=frozenset(),
         interior_pointers=frozenset(),
         landings=list(landing_pads),
+        exposed=frozenset(),
+        red_zone=True,
     )

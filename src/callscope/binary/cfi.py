@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from callscope.binary.elf import Image
+from callscope.binary.elf import Image as ElfImage
+from callscope.binary.image import Image
 from callscope.errors import ImageError
 from callscope.native import kernel
 
@@ -137,7 +138,7 @@ class LandingPads:
     unreadable: NDArray[np.int64]
 
 
-def frame_table(image: Image) -> FrameTable:
+def frame_table(image: ElfImage) -> FrameTable:
     """Compile the image's .eh_frame; an empty table when it has none.
 
     What is damaged costs only itself, or what follows it when a length is wrong, and is named in `problems`.

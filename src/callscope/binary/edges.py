@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from iced_x86 import Decoder, OpKind
+from iced_x86 import Code, Decoder, Instruction, OpKind, Register
 from numpy.typing import NDArray
 
 from callscope.binary import disassembly as dis
 
 if TYPE_CHECKING:
-    from callscope.binary.elf import Image
+    from callscope.binary.image import Image
 
 TABLE_ENTRIES = 4096
 """a jump table is not followed further than this"""
 _RUNS_ON = dis.FALLS_THROUGH - {dis.NOP} | {dis.BRANCH, dis.LOOP}
+_STACK_MOVES = frozenset({Code.ADD_RM64_IMM8, Code.ADD_RM64_IMM32, Code.LEA_R64_M})
+_NO_BASE = frozenset({Register.NONE, Register.RIP, Register.EIP, Register.RSP, Register.RBP})
 _IMMEDIATE_KINDS = frozenset({OpKind.IMMEDIATE32, OpKind.IMMEDIATE64, OpKind.IMMEDIATE32TO64})
 
 
@@ -31,8 +33,11 @@ class Edges:
     `branch_sources`, `branch_targets`, `branch_conditional` (bool): every direct jump, in parallel; sources are the
     addresses of the instructions. `call_targets`: of direct calls, unique. `second_returns`: addresses behind
     calls of functions that return twice, unique. `code_references`: code addresses computed
-    or loaded by instructions, unique. `tables`: (function index, address) pairs, shape (n, 2), int64: data addresses
-    computed in each function, among them jump tables. `indirect`: indices of functions with an indirect jump.
+    or loaded by instructions, unique. `tables`: (function index, address, origin), shape (n, 3), int64: data addresses
+    computed in each function, among them jump tables, and what such a table's entries are relative to. `cuts`:
+    (function index, address) where a table in the code ends the function, shape (n, 2), int64. `exposed`: addresses
+    behind calls, and those up to which an unwinder takes the code behind a call for an epilogue; PE images only.
+    `indirect`: indices of functions with an indirect jump.
     `undecodable`: indices of functions holding bytes that are no instructions. `open_ended`: indices of functions
     whose last instruction lets control run on behind them.
     """
@@ -44,6 +49,8 @@ class Edges:
     second_returns: NDArray[np.uint32]
     code_references: NDArray[np.uint32]
     tables: NDArray[np.int64]
+    cuts: NDArray[np.int64]
+    exposed: NDArray[np.uint32]
     indirect: NDArray[np.int64]
     undecodable: NDArray[np.int64]
     open_ended: NDArray[np.int64]
@@ -56,11 +63,15 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
     conditional: list[bool] = []
     calls: set[int] = set()
     references: set[int] = set()
-    tables: list[tuple[int, int]] = []
+    tables: list[tuple[int, int, int]] = []
+    cuts: list[tuple[int, int]] = []
+    exposed: list[int] = []
     indirect: list[int] = []
     undecodable: list[int] = []
     open_ended: list[int] = []
-    absolute = image.kind == "exec"
+    absolute = image.is_fixed
+    is_pe = image.is_pe
+    span = image.span
     base = image.base
     twice = image.twice_callees
     returns: set[int] = set()
@@ -69,7 +80,21 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
         computed: set[int] = set()
         jumps_indirectly = False
         kind = dis.STOP
+        limit = start + size
+        after_call = False
         for instruction in Decoder(64, image.read(start, size), ip=start):
+            if is_pe:
+                if instruction.ip >= limit:
+                    cuts.append((index, limit))
+                    break
+                if after_call:
+                    exposed.append(instruction.ip)
+                    after_call = _releases_frame(instruction)
+                address = _indexed_rva(instruction)
+                if address and address < span:
+                    tables.append((index, address, 0))
+                    if instruction.ip < address < limit:
+                        limit = address
             kind = kinds[instruction.code]
             if kind == dis.PLAIN or kind == dis.RET:
                 continue
@@ -81,10 +106,12 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
                     else:
                         computed.add(address)
             elif kind == dis.CALL:
+                after_call = True
                 calls.add(instruction.near_branch_target)
                 if instruction.near_branch_target in twice.addresses:
                     returns.add(instruction.next_ip)
             elif kind == dis.INDIRECT_CALL:
+                after_call = True
                 if instruction.is_ip_rel_memory_operand and instruction.ip_rel_memory_address in twice.slots:
                     returns.add(instruction.next_ip)
             elif kind in (dis.JUMP, dis.BRANCH, dis.LOOP, dis.TRANSACTION):
@@ -107,7 +134,7 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
             open_ended.append(index)
         if jumps_indirectly:
             indirect.append(index)
-        tables.extend((index, address) for address in computed if address < 1 << 31)
+        tables.extend((index, address, address) for address in computed if address < 1 << 31)
     count = len(targets)
     valid = np.fromiter((0 <= target < 1 << 31 for target in targets), np.bool_, count)
     return Edges(
@@ -117,11 +144,30 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
         np.array(sorted(target for target in calls if low <= target < high), np.uint32),
         np.array(sorted(returns), np.uint32),
         np.array(sorted(references), np.uint32),
-        np.array(tables, np.int64).reshape(-1, 2),
+        np.array(tables, np.int64).reshape(-1, 3),
+        np.array(cuts, np.int64).reshape(-1, 2),
+        np.array(exposed, np.uint32),
         np.array(indirect, np.int64),
         np.array(undecodable, np.int64),
         np.array(open_ended, np.int64),
     )
+
+
+def _releases_frame(instruction: Instruction) -> bool:
+    """Whether an epilogue may go on behind it: it pops a register or moves the stack pointer up."""
+    code = instruction.code
+    if code == Code.POP_R64:
+        return True
+    return code in _STACK_MOVES and instruction.op0_register == Register.RSP
+
+
+def _indexed_rva(instruction: Instruction) -> int:
+    """The constant part of a load from image base + index * size + constant, as Microsoft's compiler reads jump tables;
+    0 for others.
+    """
+    if instruction.memory_displ_size < 4 or instruction.memory_base in _NO_BASE:
+        return 0
+    return instruction.memory_displacement if instruction.memory_index != Register.NONE else 0
 
 
 def merge(parts: Sequence[Edges]) -> Edges:
@@ -134,6 +180,8 @@ def merge(parts: Sequence[Edges]) -> Edges:
         np.unique(np.concatenate([part.second_returns for part in parts])),
         np.unique(np.concatenate([part.code_references for part in parts])),
         np.concatenate([part.tables for part in parts]),
+        np.concatenate([part.cuts for part in parts]),
+        np.concatenate([part.exposed for part in parts]),
         np.concatenate([part.indirect for part in parts]),
         np.concatenate([part.undecodable for part in parts]),
         np.concatenate([part.open_ended for part in parts]),
@@ -141,18 +189,19 @@ def merge(parts: Sequence[Edges]) -> Edges:
 
 
 def table_targets(image: Image, tables: NDArray[np.int64], low: int, high: int) -> NDArray[np.uint32]:
-    """Code addresses held by position-independent jump tables: 32-bit offsets relative to the table's start.
+    """Code addresses held by jump tables: 32-bit offsets relative to the table's start or to the image.
 
-    `tables`: addresses, int64, in any order. A table's end is not marked anywhere: entries are taken until one does not
-    point into the code or another table begins, so this may name too many addresses, never too few. Returns unique
-    addresses.
+    `tables`: (address, origin), shape (n, 2), int64, in any order. A table's end is not marked anywhere: entries are
+    taken until one does not point into the code or another table begins, so this may name too many addresses, never too
+    few. Returns unique addresses.
     """
     found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    starts = np.unique(tables)
-    room = np.diff(starts, append=1 << 40) // 4
-    for address, entries_at_most in zip(starts.tolist(), room.tolist(), strict=True):
+    tables = np.unique(tables, axis=0)
+    following = np.append(tables[1:, 0], 1 << 40)[np.searchsorted(tables[:, 0], tables[:, 0], "right") - 1]
+    room = (following - tables[:, 0]) // 4
+    for (address, origin), entries_at_most in zip(tables.tolist(), room.tolist(), strict=True):
         data = image.read(address, 4 * min(TABLE_ENTRIES, entries_at_most))
-        offsets = np.frombuffer(data[: len(data) // 4 * 4], "<i4").astype(np.int64) + address
+        offsets = np.frombuffer(data[: len(data) // 4 * 4], "<i4").astype(np.int64) + origin
         outside = np.flatnonzero((offsets < low) | (offsets >= high))
         found.append(offsets[: outside[0]] if len(outside) else offsets)
     return np.unique(np.concatenate(found)).astype(np.uint32)

@@ -30,45 +30,12 @@ from callscope.binary.dynamic import (
     read_dynamic,
     read_relocations,
 )
+from callscope.binary.image import LARGEST_SPAN, PAGE, FunctionSymbols, Section, Segment, in_sections
 from callscope.binary.second_returns import TwiceCallees, find_twice_callees
 from callscope.binary.symbol_tables import dynamic_table, section_tables
 from callscope.errors import ImageError
 
-PAGE = 4096
-LARGEST_SPAN = 1 << 31
-
 Kind = Literal["exec", "pie", "shared", "static"]
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One PT_LOAD segment: `size` bytes of the file from `offset` on lie at `rva`; `memory_size` counts zeros too."""
-
-    rva: int
-    size: int
-    memory_size: int
-    offset: int
-    executable: bool
-    writable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One section, or a segment standing in for one; `kind` is its sh_type.
-
-    `rva` is 0 when it is not `alloc` (not in memory). `file_size` is less than `size` when the file
-    holds only a part of it.
-    """
-
-    name: str
-    kind: int
-    rva: int
-    size: int
-    offset: int
-    file_size: int
-    executable: bool
-    writable: bool
-    alloc: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +69,16 @@ class Image:
     def is_static(self) -> bool:
         """Whether no dynamic loader runs the program, so that no library can be put into it."""
         return self.kind == "static"
+
+    @property
+    def is_pe(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it loads at `base` only: code and data may hold absolute addresses."""
+        return self.kind == "exec"
 
     def require_dynamic(self) -> None:
         """Raise ImageError when no library can be put into the program because it is statically linked."""
@@ -173,10 +150,7 @@ class Image:
 
     def in_code(self, rvas: NDArray[Any]) -> NDArray[np.bool_]:
         """Which of `rvas` lie in `code_sections`: a bool for each."""
-        # An address is inside when an odd number of bounds of the joined ranges are at or below it.
-        bounds = joined_ranges([(section.rva, section.rva + section.file_size) for section in self.code_sections])
-        inside: NDArray[np.bool_] = np.searchsorted(bounds, rvas, side="right") % 2 == 1
-        return inside
+        return in_sections(self.code_sections, rvas)
 
     @cached_property
     def relocations(self) -> Relocations:
@@ -192,6 +166,19 @@ class Image:
         stubs = [(self.view(first, last - first), first) for first, last in self.plt_ranges]
         tables = section_tables(self.data, self.tables) or [dynamic]
         return find_twice_callees(tables, dynamic, self.relocations, stubs, self.base)
+
+    def function_symbols(self) -> FunctionSymbols:
+        """The functions of all symbol tables."""
+        tables = section_tables(self.data, self.tables)
+        if len(self.tables.sections) == 0:
+            tables = [dynamic_table(self.data, self.dynamic, self.segments, self.base)]
+        rvas, sizes, colds = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
+        for table in tables:
+            records = table.functions()
+            rvas.append(records["value"].astype(np.int64) - self.base)
+            sizes.append(np.minimum(records["size"], self.span).astype(np.int64))
+            colds.append(table.is_cold(records))
+        return FunctionSymbols(np.concatenate(rvas), np.concatenate(sizes), np.concatenate(colds))
 
     def relocated_code_pointers(self) -> NDArray[np.uint32]:
         """Sorted rvas in code that relocations (RELATIVE, IRELATIVE, 64, GLOB_DAT, JUMP_SLOT, RELR) store."""
@@ -244,17 +231,6 @@ def read_image(path: str | Path) -> Image:
         dynamic=dynamic,
         tables=tables,
     )
-
-
-def joined_ranges(ranges: list[tuple[int, int]]) -> NDArray[np.uint64]:
-    """[start, end) ranges, sorted and with those that overlap or touch made one, as start, end, start, end ... (u8)."""
-    joined: list[int] = []
-    for start, end in sorted(ranges):
-        if joined and start <= joined[-1]:
-            joined[-1] = max(joined[-1], end)
-        else:
-            joined += [start, end]
-    return np.array(joined, np.uint64)
 
 
 def frame_pointer(header: bytes, rva: int) -> int | None:

@@ -6,15 +6,15 @@ targets of direct calls, for code with neither.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from callscope.binary.cfi import CFA_RSP, FRAME_COLD, FRAME_SIGNAL, FrameTable, frame_table
-from callscope.binary.elf import Image, joined_ranges
-from callscope.binary.symbol_tables import dynamic_table, section_tables
+from callscope.binary.cfi import CFA_RSP, FRAME_COLD, FRAME_SIGNAL, FrameTable
+from callscope.binary.image import Image, joined_ranges
+from callscope.binary.open import unwinding
 
 HAS_FDE = 1
 """call frame information covers it"""
@@ -27,6 +27,8 @@ FROM_SYMBOL = 8
 """its start was found in a symbol table only"""
 NO_SIZE = 16
 """nothing says where it ends: it was given everything up to the next function"""
+LONGEST_LEAF = 1 << 16
+"""bytes of a function without unwind information that are looked at for its end"""
 NAMED = 32
 """a function symbol stands at its start, and does not call it cold"""
 
@@ -74,6 +76,12 @@ class FunctionTable:
         """Which end where the next one starts for want of knowledge."""
         return self._having(NO_SIZE)
 
+    def cut(self, cuts: NDArray[np.int64]) -> FunctionTable:
+        """The same with functions ended early; `cuts`: (index, end), shape (n, 2)."""
+        size = self.size.copy()
+        size[cuts[:, 0]] = cuts[:, 1] - self.rva[cuts[:, 0]]
+        return replace(self, size=size)
+
     def _having(self, flag: int) -> NDArray[np.bool_]:
         having: NDArray[np.bool_] = self.flags & flag != 0
         return having
@@ -112,10 +120,10 @@ def find_functions(
     """Find the image's functions.
 
     extra_targets: rvas of direct calls; those outside every other function start functions of their own.
-    frames: what `frame_table(image)` gave, to save doing it again.
+    frames: what `unwinding(image).frames` gave, to save doing it again.
     Stubs of the procedure linkage table are no functions. Raises ImageError as `frame_table` does.
     """
-    frames = frame_table(image) if frames is None else frames
+    frames = unwinding(image).frames if frames is None else frames
     symbols = _function_symbols(image)
     covered = _from_frames(image, frames)
     covered = _split(covered, symbols, frames)
@@ -132,18 +140,9 @@ def find_functions(
 
 
 def _function_symbols(image: Image) -> _Symbols:
-    """All symbols of functions in code, of every table."""
-    tables = section_tables(image.data, image.tables)
-    if len(image.tables.sections) == 0:
-        tables = [dynamic_table(image.data, image.dynamic, image.segments, image.base)]
-    rvas, sizes, colds = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
-    for table in tables:
-        records = table.functions()
-        rva = records["value"].astype(np.int64) - image.base
-        rvas.append(rva)
-        sizes.append(np.minimum(records["size"], image.span).astype(np.int64))
-        colds.append(table.is_cold(records))
-    rva, size, cold = np.concatenate(rvas), np.concatenate(sizes), np.concatenate(colds)
+    """All symbols of functions in code."""
+    found = image.function_symbols()
+    rva, size, cold = found.rva, found.size, found.is_cold
     order = np.lexsort((-size, rva))
     order = order[np.isin(rva[order], _in_code(image, rva))]
     rva, first = np.unique(rva[order], return_index=True)
@@ -181,7 +180,7 @@ def _is_behind_nop(image: Image, frames: FrameTable, starts: NDArray[np.int64]) 
     GCC puts one before a landing pad that would be the first byte of its part, for a pad at 0 means that there is none.
     """
     rows = frames.rows[np.maximum(frames.rows_at(starts + 1), 0)]
-    found = (rows["cfa_kind"] != CFA_RSP) | (rows["cfa_offset"] != 8)
+    found: NDArray[np.bool_] = (rows["cfa_kind"] != CFA_RSP) | (rows["cfa_offset"] != 8)
     for section in image.code_sections:
         code = np.frombuffer(image.section_data(section), np.uint8)
         inside = (starts >= section.rva) & (starts < section.rva + len(code))
@@ -252,8 +251,30 @@ def _unsized(image: Image, known: _Spans, starts: NDArray[np.int64], symbols: _S
     all_starts = np.concatenate([np.sort(np.concatenate([known.start, starts])), [np.iinfo(np.int64).max]])
     following = all_starts[np.searchsorted(all_starts, starts, side="right")]
     end = np.minimum(following, _section_ends(image, starts))
+    if image.is_pe:
+        end = np.array([_flow_end(image, *span) for span in zip(starts.tolist(), end.tolist(), strict=True)], np.int64)
+        starts, end = starts[end > starts], end[end > starts]
     flags = np.where(np.isin(starts, symbols.rva), FROM_SYMBOL | NO_SIZE, NO_SIZE)
     return _Spans(starts, end, flags, np.full(len(starts), -1))
+
+
+def _flow_end(image: Image, start: int, limit: int) -> int:
+    """Where the code that begins at `start` ends: at the first return or jump that no branch before it leads behind.
+
+    `start` itself when bytes that are no instructions come first.
+    """
+    from callscope.binary import disassembly as dis  # readers of traces seldom need it
+
+    furthest = start
+    for instruction in dis.decode(image.view(start, min(limit - start, LONGEST_LEAF)), start):
+        kind = dis.KINDS[instruction.code]
+        if kind == dis.INVALID:
+            return start
+        if kind in (dis.BRANCH, dis.JUMP, dis.LOOP) and instruction.near_branch_target < limit:
+            furthest = max(furthest, instruction.near_branch_target)
+        if kind in dis.NEVER_RETURNS and instruction.next_ip > furthest:
+            return min(instruction.next_ip, limit)
+    return limit
 
 
 def _join(parts: list[_Spans]) -> _Spans:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from callscope.binary.elf import read_build_id
 from callscope.binary.functions import FunctionTable, find_functions
+from callscope.binary.open import open_image, read_build_id
 from callscope.binary.symbols import Symbols, open_symbols
 from callscope.errors import CallscopeError
 
@@ -60,9 +60,7 @@ class ImageNames:
             if read_build_id(self.path) != self.build_id:
                 self.warnings.append(f"{self.path} is not the file that was traced: its functions have no names")
                 return
-            from callscope.binary.elf import read_image
-
             self._symbols = open_symbols(self.path)
-            self._functions = find_functions(read_image(self.path))
+            self._functions = find_functions(open_image(self.path))
         except CallscopeError as error:
             self.warnings.append(f"functions of {self.path} have no names: {error}")

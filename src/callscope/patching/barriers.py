@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from callscope.binary.cfi import FrameTable, landing_pads
 from callscope.binary.edges import Edges, data_targets, table_targets
-from callscope.binary.elf import Image
 from callscope.binary.functions import FunctionTable
+from callscope.binary.image import Image
+from callscope.binary.open import Unwinding
 from callscope.patching.text import HARD, NOT_PART, PART, SIGNAL_FRAME, SOFT, Text
 
 
-def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges: Edges) -> Text:
+def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edges: Edges) -> Text:
     """Everything the planners share about one image's code.
 
     `edges` must be the scan of `functions` and of the code between them.
@@ -24,12 +24,12 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
     starts = functions.rva.astype(np.int64)
     ends = starts + functions.size
     pointers = [image.relocated_code_pointers(), edges.code_references]
-    if image.kind == "exec":
+    if image.is_fixed:
         pointers.append(data_targets(image, low, high))
     interior = np.unique(np.concatenate(pointers))
-    landing = landing_pads(image, frames)
+    landing = unwinding.landing_pads()
     landings = np.unique(np.concatenate([landing.pads, edges.second_returns]))
-    parts, owners = find_parts(functions, edges, interior)
+    parts, owners = find_parts(functions, edges, interior, unwinding.owners())
     jump_tables, switches = _switches(image, edges, starts, ends, owners, low, high)
     tables = table_targets(image, jump_tables, low, high)
     hard = np.unique(np.concatenate([interior, tables, landings, edges.call_targets, functions.rva]))
@@ -41,7 +41,7 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
     kinds = np.where(functions.signal_frame, SIGNAL_FRAME, np.where(parts, PART, NOT_PART)).astype(np.uint8)
     inside = _index_of(starts, ends, interior)
     inside = inside[(inside >= 0) & (starts[np.maximum(inside, 0)] != interior)]
-    unreadable = _index_of(starts, ends, frames.fdes["start"][landing.unreadable])
+    unreadable = _index_of(starts, ends, unwinding.frames.fdes["start"][landing.unreadable])
     source_function = _index_of(starts, ends, edges.branch_sources)
     target_function = _index_of(starts, ends, edges.branch_targets)
     across = edges.branch_conditional & (source_function != target_function) & (target_function >= 0)
@@ -59,10 +59,12 @@ def build_text(image: Image, frames: FrameTable, functions: FunctionTable, edges
         branch_sources=edges.branch_sources[order],
         plt=tuple((int(first), int(last)) for first, last in image.plt_ranges),
         undecodable=frozenset(edges.undecodable.tolist()) | frozenset(unreadable.tolist()),
-        conditional_entries=frozenset(conditional.tolist()),
+        conditional_entries=frozenset() if image.is_pe else frozenset(conditional.tolist()),
         switches=switches,
         interior_pointers=frozenset(np.unique(inside).tolist()),
         landings=landings.tolist(),
+        exposed=frozenset(edges.exposed.tolist()),
+        red_zone=not image.is_pe,
     )
 
 
@@ -89,13 +91,14 @@ def _index_of(starts: NDArray[np.int64], ends: NDArray[np.int64], addresses: NDA
 
 
 def find_parts(
-    functions: FunctionTable, edges: Edges, interior: NDArray[np.uint32]
+    functions: FunctionTable, edges: Edges, interior: NDArray[np.uint32], named_owners: dict[int, int]
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint32]]:
     """Which functions are cold parts of another, and of which: (bool array, owner indices uint32).
 
     A part either begins with a stack frame already made (its first call frame rule says so, or its symbol does), or is
     reached only by jumps from one other function, one of them conditional, or only by running on from the one before
-    it: nothing calls it and no pointer to it is known.
+    it: nothing calls it and no pointer to it is known. `named_owners`: start of a part -> start of its function,
+    as far as the file says so.
     """
     count = len(functions.rva)
     starts = functions.rva.astype(np.int64)
@@ -131,6 +134,11 @@ def find_parts(
             sources = origin[foreign & (into == index)]
             if len(sources):
                 single[index] = sources[0]
+    if named_owners:
+        part, whole = np.array(sorted(named_owners.items()), np.int64).T
+        part, whole = np.searchsorted(starts, part), _index_of(starts, ends, whole.astype(np.uint32))
+        known_part = (whole >= 0) & parts[np.minimum(part, count - 1)]
+        single[part[known_part]] = whole[known_part]
     owned = parts & (single >= 0)
     owners[owned] = single[owned]
     for _ in range(8):  # a part of a part belongs to the whole
@@ -147,18 +155,18 @@ def _switches(
     low: int,
     high: int,
 ) -> tuple[NDArray[np.int64], frozenset[int]]:
-    """Addresses that may be jump tables, int64, and the functions that surely have one.
+    """(address, origin) of what may be jump tables, int64, shape (n, 2), and the functions that surely have one.
 
     Data computed in a function with an indirect jump (or in a part of it) may be a table when an early entry leads
     into the code; it surely is when that entry leads back into the function.
     """
     jumping = np.isin(owners[edges.tables[:, 0]], owners[edges.indirect])
-    tables: list[int] = []
+    tables: list[tuple[int, int]] = []
     sure: set[int] = set()
-    for index, address in edges.tables[jumping].tolist():
-        entries = np.frombuffer(image.read(address, 16)[:16].ljust(16, b"\0"), "<i4").astype(np.int64) + address
+    for index, address, origin in edges.tables[jumping].tolist():
+        entries = np.frombuffer(image.read(address, 16)[:16].ljust(16, b"\0"), "<i4").astype(np.int64) + origin
         if ((entries >= low) & (entries < high)).any():
-            tables.append(address)
+            tables.append((address, origin))
             if ((entries >= starts[index]) & (entries < ends[index])).any():
                 sure.add(index)
-    return np.array(tables, np.int64), frozenset(sure)
+    return np.array(tables, np.int64).reshape(-1, 2), frozenset(sure)

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from callscope import format as fmt
-from callscope.binary.elf import read_build_id
+from callscope.binary.open import read_build_id
 from callscope.errors import ImageError, PlanError
 from callscope.patching.report import PlanReport
 
-PLANNER_VERSION = 5
+PLANNER_VERSION = 6
 _BLOCK = 1 << 20
 
 

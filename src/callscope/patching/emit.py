@@ -262,7 +262,7 @@ class Emitter:
 
     def _tail_stub(self, conditional: bool) -> None:
         code = self.out.code
-        if conditional:
+        if conditional and self._text.red_zone:
             # It may lead to a part of the same function that still uses the bytes below the stack pointer.
             code += _BELOW_RED_ZONE
             self._push(128)

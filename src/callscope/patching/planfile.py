@@ -5,14 +5,18 @@ functions_*.
 from __future__ import annotations
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from callscope import format as fmt
+from callscope.binary.elf import Image as ElfImage
+from callscope.binary.pe import PeImage
 from callscope.patching.emit import shift_displacements
 from callscope.patching.frames import compact_rules
 from callscope.patching.planner import Plan
+from callscope.patching.seh import join_table
 from callscope.patching.text import PART
 from callscope.patching.unwind import default_record, join, symbol_file
 
@@ -28,13 +32,18 @@ def planned_delta(plan: Plan, region_bytes: int) -> int:
     """Where the region should lie, relative to the image's base, in bytes.
 
     Below a program or library, where address space is free; libraries differ by a hash so that their regions do not
-    meet. Programs at a fixed low address have no room below: theirs goes above, out of the heap's way.
+    meet. Programs at a fixed low address have no room below: theirs goes above, out of the heap's way. That of a PE
+    image goes above too, for its unwind information counts from the image's base upwards.
     """
+    spread = int.from_bytes(hashlib.sha256(plan.image.build_id or str(plan.image.path).encode()).digest()[:2], "little")
+    if isinstance(plan.image, PeImage):
+        above = -(-plan.image.span // fmt.PLAN_PE_ALIGNMENT) * fmt.PLAN_PE_ALIGNMENT
+        return above + (640 + spread % 256 * 2) * _MIB if plan.image.is_library else above + 16 * _MIB
+    assert isinstance(plan.image, ElfImage)
     if plan.image.kind == "exec":
         return _pages(plan.image.span) + _GIB
     if plan.image.kind == "pie":
         return -(_pages(region_bytes) + 16 * _MIB)
-    spread = int.from_bytes(hashlib.sha256(plan.image.build_id or str(plan.image.path).encode()).digest()[:2], "little")
     return -(_pages(region_bytes) + 640 * _MIB + spread % 256 * 2 * _MIB)
 
 
@@ -42,15 +51,8 @@ def plan_bytes(plan: Plan) -> bytes:
     """The plan file. Raises PlanError when the region cannot reach the image."""
     bases = fmt.PLAN_PAGE + np.concatenate([[0], np.cumsum([_align(len(part.code)) for part in plan.parts])])
     code_bytes = _pages(int(bases[-1]))
-    records = [default_record(fmt.STUB_POINTERS)]
-    starts = [np.zeros(1, np.int64)]
-    for part, base in zip(plan.parts, bases, strict=False):
-        records += part.records
-        starts.append(part.record_starts + base)
-    symbols = len(symbol_file(code_bytes, 0, b""))
-    frames_offset = code_bytes + symbols
-    frames = join(records, np.concatenate(starts), frames_offset)
-    region_bytes = _pages(frames_offset + len(frames))
+    frames = _frames(plan, bases, code_bytes)
+    region_bytes = _pages(frames.offset + len(frames.data))
     delta = planned_delta(plan, region_bytes)
     region = bytearray(region_bytes)
     fixups: list[NDArray[np.int64]] = []
@@ -62,17 +64,19 @@ def plan_bytes(plan: Plan) -> bytes:
         region[base : base + len(code)] = code.tobytes()
         fixups.append(part.to_image + base)
         patches.append(_patches(plan, part.patches, delta + base))
-    region[code_bytes:frames_offset] = symbol_file(code_bytes, frames_offset, frames)
-    region[frames_offset : frames_offset + len(frames)] = frames
+    region[code_bytes : code_bytes + len(frames.symbols)] = frames.symbols
+    region[frames.offset : frames.offset + len(frames.data)] = frames.data
     all_patches = np.concatenate(patches)
     all_patches = all_patches[np.argsort(all_patches["rva"], kind="stable")]
     all_fixups = np.concatenate(fixups).astype("<u4")
     texts = _text_ranges(plan)
+    moved = _moved(plan, bases)
     header = np.zeros(1, fmt.PLAN_HEADER)
     patch_offset = _pages(fmt.PLAN_HEADER.itemsize)
     fixup_offset = patch_offset + all_patches.nbytes
     text_offset = fixup_offset + (all_fixups.nbytes + 7 & -8)
-    region_offset = _pages(text_offset + texts.nbytes)
+    moved_offset = text_offset + texts.nbytes
+    region_offset = _pages(moved_offset + moved.nbytes)
     for name, value in {
         "magic": fmt.PLAN_MAGIC,
         "version": fmt.PLAN_VERSION,
@@ -85,15 +89,18 @@ def plan_bytes(plan: Plan) -> bytes:
         "region_bytes": region_bytes,
         "code_bytes": code_bytes,
         "symfile": code_bytes,
-        "symfile_bytes": symbols + len(frames),
-        "frames": frames_offset,
-        "frames_bytes": len(frames),
+        "symfile_bytes": len(frames.symbols) + len(frames.data) if frames.symbols else 0,
+        "frames": frames.offset,
+        "frames_bytes": frames.table_bytes,
         "patch_offset": patch_offset,
         "fixup_offset": fixup_offset,
         "text_offset": text_offset,
         "patch_count": len(all_patches),
         "fixup_count": len(all_fixups),
         "text_count": len(texts),
+        "image_kind": fmt.PLAN_PE if plan.image.is_pe else fmt.PLAN_ELF,
+        "moved_offset": moved_offset,
+        "moved_count": len(moved),
     }.items():
         header[name] = value
     header["build_id"] = _build_id(plan.image.build_id)
@@ -103,9 +110,44 @@ def plan_bytes(plan: Plan) -> bytes:
         (patch_offset, all_patches.tobytes()),
         (fixup_offset, all_fixups.tobytes()),
         (text_offset, texts.tobytes()),
+        (moved_offset, moved.tobytes()),
     ):
         out[offset : offset + len(data)] = data
     return bytes(out + region)
+
+
+class _Frames(NamedTuple):
+    """Unwind information of a region: `data` at `offset` in it, of which `table_bytes` are the part that is registered;
+    `symbols` lie before it.
+    """
+
+    offset: int
+    data: bytes
+    table_bytes: int
+    symbols: bytes
+
+
+def _frames(plan: Plan, bases: NDArray[np.int64], code_bytes: int) -> _Frames:
+    records = [record for part in plan.parts for record in part.records]
+    starts = [part.record_starts + base for part, base in zip(plan.parts, bases, strict=False)]
+    if plan.image.is_pe:
+        starts_in_order = np.concatenate(starts)
+        data = join_table(records, starts_in_order, code_bytes, planned_delta(plan, 0))
+        return _Frames(code_bytes, data, fmt.RUNTIME_FUNCTION_BYTES * len(records), b"")
+    records.insert(0, default_record(fmt.STUB_POINTERS))
+    offset = code_bytes + len(symbol_file(code_bytes, 0, b""))
+    data = join(records, np.concatenate([np.zeros(1, np.int64), *starts]), offset)
+    return _Frames(offset, data, len(data), symbol_file(code_bytes, offset, data))
+
+
+def _moved(plan: Plan, bases: NDArray[np.int64]) -> NDArray[np.void]:
+    """MOVED records."""
+    pairs = zip(plan.parts, bases.tolist(), strict=False)
+    rows = np.concatenate([part.moved + np.array([0, base], np.int64) for part, base in pairs])
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    out = np.zeros(len(rows), fmt.MOVED)
+    out["rva"], out["place"] = rows.T
+    return out
 
 
 def functions_bytes(plan: Plan) -> bytes:

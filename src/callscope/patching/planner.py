@@ -17,15 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from callscope.binary.cfi import FrameTable, frame_table
+from callscope.binary.cfi import FrameTable
 from callscope.binary.edges import Edges, merge, scan
-from callscope.binary.elf import Image, read_image
 from callscope.binary.functions import FunctionTable, find_functions
+from callscope.binary.image import Image
+from callscope.binary.open import open_image, unwinding
+from callscope.binary.pe_unwind import UnwindTable
 from callscope.errors import PlanError
 from callscope.patching.barriers import build_text, code_bounds
-from callscope.patching.frames import Frames
 from callscope.patching.runs import Refusal
+from callscope.patching.seh import SehFrames
 from callscope.patching.text import Text
+from callscope.patching.unwind import EhFrames
 from callscope.patching.worker import Part, plan_range
 
 PARALLEL_BYTES = 1 << 20
@@ -55,16 +58,17 @@ class Plan:
 
 
 def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | None = None) -> Plan:
-    """Plan every function of an ELF image with up to `jobs` processes (default: one a core).
+    """Plan every function of an image with up to `jobs` processes (default: one a core).
 
     `progress` is called with (bytes done, bytes in all) of two passes over the code. Raises ImageError for a file that
     cannot be planned, PlanError when the plan fails its own checks.
     """
     begin = time.perf_counter()
-    image = read_image(path)
+    image = open_image(path)
     if not image.code_sections:
         raise PlanError(f"{path} holds no code: there is nothing to trace")
-    frames = frame_table(image)
+    source = unwinding(image)
+    frames = source.frames
     functions = find_functions(image, frames=frames)
     low, high = code_bounds(image)
     size = high - low
@@ -78,9 +82,11 @@ def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | N
     if len(more.rva) != len(functions.rva):
         functions = more
         edges = _scan(functions, jobs, tell)
+    functions = functions.cut(edges.cuts)
     edges = merge([edges, _scan_gaps(image, functions, low, high)])
-    text = build_text(image, frames, functions, edges)
-    _shared.update(text=text, frames=Frames(frames))
+    text = build_text(image, source, functions, edges)
+    rules = SehFrames(source, text) if isinstance(source, UnwindTable) else EhFrames(frames)
+    _shared.update(text=text, frames=rules)
     parts = _run(_plan_task, _ranges(functions, jobs), jobs, tell)
     _shared.clear()
     counts = {kind: sum(part.counts[kind] for part in parts) for kind in ("entry", "exit", "tail", "landing")}
@@ -187,7 +193,9 @@ def _scan_gaps(image: Image, functions: FunctionTable, low: int, high: int) -> E
         edges.call_targets,
         edges.second_returns,
         edges.code_references,
+        none.reshape(-1, 3),
         none.reshape(-1, 2),
+        edges.exposed,
         none,
         none,
         none,

@@ -54,7 +54,7 @@ class Rescue:
             waiting.append((place, *self._stretch(place)))
         for _, start, end, crossed in waiting:
             # Promised before any borrowing, so that no place is borrowed away.
-            if not crossed and end - start >= SHORT_JUMP_BYTES:
+            if not crossed and end - start >= SHORT_JUMP_BYTES + self.text.lead(start):
                 self.taken.take(start, end)
         for place, start, end, crossed in waiting:
             if place.kind == "entry" or not self._displaced(place.address):
@@ -66,7 +66,7 @@ class Rescue:
             reason = self._short_branch(place)
         else:
             reason = None
-            promised = not crossed and end - start >= SHORT_JUMP_BYTES
+            promised = not crossed and end - start >= SHORT_JUMP_BYTES + self.text.lead(start)
             if not promised or not self._short_jump(place, start, end):
                 if promised:
                     self.taken.release(start, end)
@@ -94,11 +94,12 @@ class Rescue:
             last, size, closed = position, 0, False
             if place.kind == "entry" and text.loops_to(place.function, place.address):
                 crossed.append(place.address)
-            while size < JUMP_BYTES and last < len(code) and not closed:
+            needed = JUMP_BYTES + text.lead(place.address)
+            while size < needed and last < len(code) and not closed:
                 instruction = code[last]
                 what = dis.KINDS[instruction.code]
                 barrier = text.barrier(instruction.ip) if last > position else 0
-                if barrier and not (cross and not barrier & HARD and size < JUMP_BYTES):
+                if barrier and not (cross and not barrier & HARD and size < needed):
                     break
                 if (what not in FALLS and what not in LAST) or not taken.free(instruction.ip, instruction.next_ip):
                     break
@@ -111,7 +112,7 @@ class Rescue:
         first = position
         end = place.end
         floor = text.starts[place.function]
-        while first > 0 and end - code[first].ip < JUMP_BYTES:
+        while first > 0 and end - code[first].ip < JUMP_BYTES + text.lead(code[first].ip):
             before, barrier = code[first - 1], text.barrier(code[first].ip)
             if barrier and not (cross and not barrier & HARD):
                 break
@@ -140,7 +141,7 @@ class Rescue:
         """Put a two-byte jump to an island at the start of the run, if one is to be had."""
         if place.kind == "entry" and self.text.loops_to(place.function, place.address):
             return False
-        island = self._island(start + SHORT_JUMP_BYTES, place.function)
+        island = self._island(start + self.text.lead(start) + SHORT_JUMP_BYTES, place.function)
         if island is None:
             return False
         self._commit(place, start, end, island)
@@ -160,12 +161,14 @@ class Rescue:
     def _across(self, place: Pending) -> str | None:
         """Make a run across jump targets, redirecting every jump to them into it."""
         start, end, crossed = self._stretch(place, cross=True)
-        room = self._room(place, start, end)
+        lead = self.text.lead(start)
+        room = self._room(place, start, end) - lead
         detached = False
         if room < SHORT_JUMP_BYTES:
             if place.kind in _FORWARD or not self._reached_by_jumps_only(place.function, start):
                 return "a single byte with no room around it"
             detached = True
+            lead, room = 0, room + lead
             crossed = (start,)
         inside = range(start, end)
         redirects: list[tuple[Instruction, int]] = []
@@ -177,7 +180,7 @@ class Rescue:
                 if jump is None or source in self.redirected or self.taken.holds(source):
                     return "a jump into its bytes cannot be redirected"
                 redirects.append((jump, target))
-        self.taken.take(start, end if detached else max(end, start + min(room, JUMP_BYTES)))
+        self.taken.take(start, end if detached else max(end, start + lead + min(room, JUMP_BYTES)))
         for jump, _ in redirects:
             self.taken.take(jump.ip, jump.next_ip)
         chosen: list[int | None] = []
@@ -191,7 +194,7 @@ class Rescue:
         own = None
         short = room < JUMP_BYTES and not detached
         if len(chosen) == len(redirects) and short:
-            own = self._island(start + SHORT_JUMP_BYTES, place.function)
+            own = self._island(start + lead + SHORT_JUMP_BYTES, place.function)
         if len(chosen) < len(redirects) or (short and own is None):
             # What was borrowed or taken stays so: it is valid without a user.
             return "no room for an island within reach of a short jump"
@@ -214,7 +217,8 @@ class Rescue:
             self.layout.runs.append(Run(start, end, place.function, detached=True))
             insort(self.runs, (start, end))
             return
-        self.taken.take(start, max(end, start + (SHORT_JUMP_BYTES if island is not None else JUMP_BYTES)))
+        size = self.text.lead(start) + (SHORT_JUMP_BYTES if island is not None else JUMP_BYTES)
+        self.taken.take(start, max(end, start + size))
         red_zone = self.text.starts[place.function] in self.text.conditional_entries
         run = Run(start, end, place.function, place.kind == "entry", island, red_zone and place.kind == "entry")
         run.landing = place.kind == "landing"
@@ -278,6 +282,8 @@ class Rescue:
                     continue
                 if head.ip + JUMP_BYTES > high:
                     break
+                if text.lead(head.ip):
+                    continue
                 end = self._straight(code, position)
                 if end - head.ip < _BORROW_BYTES:
                     continue

@@ -38,7 +38,9 @@ class Text:
     order of address. `branch_targets` (sorted) and `branch_sources`: every direct jump. `plt`: ranges of linkage
     stubs. `undecodable`: functions that cannot be planned. `conditional_entries`: starts that conditional jumps of
     other functions lead to. `switches`: functions with a jump table. `interior_pointers`: functions with an address
-    inside them stored somewhere.
+    inside them stored somewhere. `landings`: where exceptions and longjmp resume, sorted. `exposed`: where a patch must
+    not look like the end of an epilogue, for a return address leads an unwinder there. `red_zone`: code may use the 128
+    bytes below the stack pointer.
     """
 
     low: int
@@ -57,6 +59,8 @@ class Text:
     switches: frozenset[int]
     interior_pointers: frozenset[int]
     landings: list[int]
+    exposed: frozenset[int]
+    red_zone: bool
 
     def bytes_at(self, address: int, count: int) -> bytes:
         """Up to `count` code bytes from a relative address on."""
@@ -65,6 +69,14 @@ class Text:
     def decode(self, start: int, end: int) -> list[Instruction]:
         """The instructions from `start` up to `end`."""
         return list(Decoder(64, self.code[start - self.low : end - self.low], ip=start))
+
+    def lead(self, address: int) -> int:
+        """Bytes of no-operation that a jump written at an address needs before it.
+
+        Windows' unwinder takes a jump that leaves the function for the end of an epilogue, and undoes an epilogue by
+        what is still ahead of it.
+        """
+        return 1 if address in self.exposed else 0
 
     def barrier(self, address: int) -> int:
         """SOFT and HARD bits at an address."""

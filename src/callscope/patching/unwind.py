@@ -135,6 +135,15 @@ def describe(piece: Piece, frames: Frames) -> bytes | None:
     return _padded(struct.pack("<IiiB", 0, 0, piece.end - piece.start, 0) + bytes(out))
 
 
+class EhFrames(Frames):
+    """Look-ups in an ELF image's frame table, and what follows from it for trampolines."""
+
+    def records(self, piece: Piece) -> list[tuple[int, bytes]]:
+        """(offset, record) of a trampoline, as `describe` makes it; none where the original frame is not known."""
+        record = describe(piece, self)
+        return [] if record is None else [(piece.start, record)]
+
+
 def join(records: list[bytes], starts: NDArray[np.int64], section_offset: int) -> bytes:
     """The .eh_frame section of a region.
 

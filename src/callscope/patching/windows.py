@@ -121,7 +121,12 @@ class Windows:
         room = size
         if size < JUMP_BYTES and (complete or position == len(code)):
             room = size + text.padding(start + size)
-        if room < JUMP_BYTES or text.loops_to(index, start) or not taken.free(start, start + max(size, JUMP_BYTES)):
+        if (
+            room < JUMP_BYTES
+            or text.lead(start)
+            or text.loops_to(index, start)
+            or not taken.free(start, start + max(size, JUMP_BYTES))
+        ):
             self.pending.append(Pending("entry", index, start, text.ends[index], start))
             return
         # A ret close behind would find no room of its own: take the whole straight body.
@@ -164,12 +169,12 @@ class Windows:
             start, end = code[first].ip, code[first].ip
             for instruction, what in zip(code[first:], kinds[first:], strict=True):
                 barrier = end > start and text.barrier(instruction.ip)
-                if end - start >= JUMP_BYTES or barrier or (what not in FALLS and what not in LAST):
+                if end - start >= JUMP_BYTES + text.lead(start) or barrier or (what not in FALLS and what not in LAST):
                     break
                 end = instruction.next_ip
                 if what in LAST:
                     break
-            if end - start < JUMP_BYTES or not taken.free(start, end):
+            if end - start < JUMP_BYTES + text.lead(start) or not taken.free(start, end):
                 self.pending.append(Pending("landing", index, start, end, start))
                 continue
             taken.take(start, end)
@@ -187,7 +192,7 @@ class Windows:
         if taken.holds(last.ip):
             return
         first, end = position, last.next_ip
-        while end - code[first].ip < JUMP_BYTES and first > 0:
+        while end - code[first].ip < JUMP_BYTES + text.lead(code[first].ip) and first > 0:
             before = code[first - 1]
             if (
                 text.barrier(code[first].ip)
@@ -199,16 +204,16 @@ class Windows:
                 break
             first -= 1
         start = code[first].ip
-        room = end - start
-        if room < JUMP_BYTES:
-            padding = min(text.padding(end), JUMP_BYTES - room)
+        room, needed = end - start, JUMP_BYTES + text.lead(start)
+        if room < needed:
+            padding = min(text.padding(end), needed - room)
             if not taken.free(end, end + padding):
                 padding = 0
             room += padding
-        if room < JUMP_BYTES:
+        if room < needed:
             self.pending.append(Pending(kind, index, last.ip, end, start, last))
             return
-        taken.take(start, max(end, start + JUMP_BYTES))
+        taken.take(start, max(end, start + needed))
         layout.runs.append(Run(start, end, index))
 
     def _direct_tail(self, index: int, code: list[Instruction], kinds: list[int], position: int, floor: int) -> None:

@@ -11,14 +11,15 @@ from callscope.binary import disassembly as dis
 from callscope.errors import PlanError
 from callscope.format import PATCH_NO_REL
 from callscope.patching.emit import CannotMoveError, Emitter, Piece
-from callscope.patching.frames import Frames
 from callscope.patching.rescue import Rescue
-from callscope.patching.runs import JUMP_BYTES, Layout, Refusal, Run
+from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Refusal, Run
+from callscope.patching.seh import SehFrames
 from callscope.patching.text import MOST_PADDING, Taken, Text
-from callscope.patching.unwind import describe
+from callscope.patching.unwind import EhFrames
 from callscope.patching.verify import check_pieces, check_runs
 from callscope.patching.windows import Windows
 
+_NOP = 0x90
 _JMP = 0xE9
 _JMP_SHORT = 0xEB
 
@@ -54,11 +55,13 @@ class Part:
     entered: list[int]
     exits_left: list[int]
     tails_left: list[int]
+    moved: NDArray[np.int64]
+    """(relative address, place in `code`) of each instruction that moved, int64, shape (n, 2)"""
     runs: NDArray[np.int64]
     """(start, end) of what each run overwrites, int64, shape (n, 2)"""
 
 
-def plan_range(text: Text, frames: Frames, first: int, last: int) -> Part:
+def plan_range(text: Text, frames: EhFrames | SehFrames, first: int, last: int) -> Part:
     """Plan the functions with indices from `first` up to `last`. Raises PlanError when the plan fails its checks."""
     layout = Layout()
     start = text.starts[first]
@@ -79,13 +82,16 @@ class _Patches:
     def __init__(self) -> None:
         self.rows: list[tuple[int, int, int, int, bytes, int]] = []
 
-    def jump(self, address: int, function: int, target: int) -> None:
-        """Five bytes: a jump to an offset in the code."""
-        self.rows.append((address, function, JUMP_BYTES, 1, bytes([_JMP]), target))
+    def jump(self, address: int, function: int, target: int, lead: int = 0) -> None:
+        """Five bytes: a jump to an offset in the code, behind `lead` bytes of no-operation."""
+        new = bytes([_NOP] * lead + [_JMP])
+        self.rows.append((address, function, lead + JUMP_BYTES, lead + 1, new, target))
 
-    def short_jump(self, address: int, function: int, target: int) -> None:
-        """Two bytes: a jump to another address of the image."""
-        self.rows.append((address, function, 2, PATCH_NO_REL, bytes([_JMP_SHORT, (target - address - 2) & 255]), -1))
+    def short_jump(self, address: int, function: int, target: int, lead: int) -> None:
+        """Two bytes: a jump to another address of the image, behind `lead` bytes of no-operation."""
+        size = lead + SHORT_JUMP_BYTES
+        new = bytes([_NOP] * lead + [_JMP_SHORT, (target - address - size) & 255])
+        self.rows.append((address, function, size, PATCH_NO_REL, new, -1))
 
     def displacement(self, address: int, function: int, width: int, end: int, target: int) -> None:
         """A jump's displacement: 4 bytes to an offset in the code, or 1 byte to another address of the image."""
@@ -107,7 +113,7 @@ class _Patches:
         return out
 
 
-def _emit(text: Text, frames: Frames, layout: Layout) -> Part:
+def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
     emitter = Emitter(text, layout.tails, layout.quiet)
     patches = _Patches()
     pieces: list[tuple[Run | None, Piece]] = []
@@ -121,15 +127,19 @@ def _emit(text: Text, frames: Frames, layout: Layout) -> Part:
         pieces.append((run, piece))
         if run.detached:
             continue
+        lead = text.lead(run.start)
         if run.island is None:
-            patches.jump(run.start, run.function, piece.start)
+            patches.jump(run.start, run.function, piece.start, lead)
             # What a borrowed run leaves behind its jump is there for islands.
             end = run.start if run.borrowed else run.end
-            overwritten.append((run.start, max(end, run.start + JUMP_BYTES)))
+            overwritten.append((run.start, max(end, run.start + lead + JUMP_BYTES)))
         else:
-            patches.short_jump(run.start, run.function, run.island)
+            patches.short_jump(run.start, run.function, run.island, lead)
             patches.jump(run.island, run.function, piece.start)
-            overwritten += [(run.start, max(run.end, run.start + 2)), (run.island, run.island + JUMP_BYTES)]
+            overwritten += [
+                (run.start, max(run.end, run.start + lead + SHORT_JUMP_BYTES)),
+                (run.island, run.island + JUMP_BYTES),
+            ]
     for redirect in sorted(layout.redirects, key=lambda redirect: redirect.address):
         tail_piece = emitter.redirect(redirect)
         if tail_piece is not None:
@@ -154,10 +164,9 @@ def _emit(text: Text, frames: Frames, layout: Layout) -> Part:
     records: list[bytes] = []
     record_starts: list[int] = []
     for _, piece in pieces:
-        record = describe(piece, frames)
-        if record is not None:
+        for start, record in frames.records(piece):
             records.append(record)
-            record_starts.append(piece.start)
+            record_starts.append(start)
     return Part(
         code=code,
         patches=patches.array(),
@@ -170,6 +179,9 @@ def _emit(text: Text, frames: Frames, layout: Layout) -> Part:
         entered=sorted(layout.entered),
         exits_left=sorted(layout.exits_left),
         tails_left=sorted(layout.tails_left),
+        moved=np.array([place for run, piece in pieces if run is not None for place in piece.moved], np.int64).reshape(
+            -1, 2
+        ),
         runs=np.array(overwritten, np.int64).reshape(-1, 2),
     )
 

@@ -1,0 +1,191 @@
+"""Unwind information for trampolines of PE images, so that Windows' unwinder walks through them.
+
+Source: Microsoft, "x64 exception handling": UNWIND_INFO, chained unwind information, and the unwind procedure, which
+undoes an epilogue by executing what is ahead of the instruction pointer, except inside a prologue. Every stretch of a
+trampoline with one state of the frame therefore gets a RUNTIME_FUNCTION that is all prologue, its operations already
+done: nothing is guessed from the trampoline's instructions.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from iced_x86 import Code, Instruction, OpKind, Register
+from numpy.typing import NDArray
+
+from callscope.binary import disassembly as dis
+from callscope.binary.pe_unwind import ALLOC_SMALL, IS_CHAINED, PUSH, SET_FRAME, Fragment, UnwindTable
+from callscope.patching.emit import Piece
+from callscope.patching.frames import Frames
+from callscope.patching.text import Text
+
+_LONGEST = 255
+"""bytes of a prologue that UNWIND_INFO can tell"""
+_VERSION = 1
+_ADDS = frozenset({Code.ADD_RM64_IMM8, Code.ADD_RM64_IMM32})
+_MOVES = frozenset({Code.MOV_R64_RM64, Code.MOV_RM64_R64})
+_NAMES = "RAX RCX RDX RBX RSP RBP RSI RDI R8 R9 R10 R11 R12 R13 R14 R15"
+_NUMBER = {getattr(Register, name): number for number, name in enumerate(_NAMES.split())}
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """The operations that undo the frame at an instruction: raw codes in order, the frame register's byte, and the
+    RUNTIME_FUNCTION to go on with.
+    """
+
+    codes: bytes
+    frame: int
+    chained: tuple[int, int, int] | None
+
+    def record(self, size: int, pushed: int) -> bytes:
+        """The bytes of code, and the UNWIND_INFO of code that moved the stack pointer `pushed` bytes further down."""
+        codes = self.codes
+        if pushed:
+            codes = bytes([0, ALLOC_SMALL | (pushed // 8 - 1) << 4]) + codes
+        flags = IS_CHAINED if self.chained else 0
+        out = bytes([_VERSION | flags << 3, size, len(codes) // 2, self.frame]) + codes + bytes(len(codes) % 4)
+        if self.chained:
+            out += struct.pack("<III", *self.chained)
+        return struct.pack("<I", size) + out
+
+
+_BARE = _State(b"", 0, None)
+"""nothing but a return address on the stack: needs no information"""
+
+
+class SehFrames(Frames):
+    """Look-ups in a PE image's unwind information, epilogues included."""
+
+    def __init__(self, table: UnwindTable, text: Text) -> None:
+        super().__init__(table.frames)
+        self._table = table
+        self._text = text
+        self._begins = [fragment.begin for fragment in table.fragments]
+        self._epilogues = lru_cache(64)(self._find_epilogues)
+
+    def stack_offset(self, rva: int) -> int | None:
+        """As `Frames.stack_offset`; code without unwind information keeps the stack as a call leaves it."""
+        index = self._fragment(rva)
+        if index is None:
+            return 8
+        rest = self._epilogues(index).get(rva)
+        return super().stack_offset(rva) if rest is None else 8 + 8 * len(rest)
+
+    def records(self, piece: Piece) -> list[tuple[int, bytes]]:
+        """(offset, record) of each stretch of a trampoline that needs one: its size (u4), then UNWIND_INFO."""
+        changes: list[tuple[int, int, int]] = [(place, 0, ip) for ip, place in piece.moved[1:]]
+        changes += [(position, 1, amount) for position, amount in piece.pushed]
+        changes.append((piece.end, 2, 0))
+        changes.sort()
+        state, pushed, start = self._undoing(piece.moved[0][0]), 0, piece.start
+        found: list[tuple[int, bytes]] = []
+        for position, what, value in changes:
+            after, more = (self._undoing(value), 0) if what == 0 else (state, value)
+            if (after, more) == (state, 0) and what != 2:
+                continue
+            if state != _BARE or pushed:
+                stretches = range(start, position, _LONGEST)
+                found += [(at, state.record(min(_LONGEST, position - at), pushed)) for at in stretches]
+            state, pushed, start = after, pushed + more, position
+        return found
+
+    def _fragment(self, rva: int) -> int | None:
+        index = bisect_right(self._begins, rva) - 1
+        return index if index >= 0 and rva < self._table.fragments[index].end else None
+
+    def _undoing(self, rva: int) -> _State:
+        index = self._fragment(rva)
+        if index is None:
+            return _BARE
+        rest = self._epilogues(index).get(rva)
+        if rest is not None:
+            return _State(b"".join(bytes([0, PUSH | register << 4]) for register in rest), 0, None)
+        fragment = self._table.fragments[index]
+        info, offset = fragment.info, rva - fragment.begin
+        done = [code for code in info.codes if code.offset <= offset]
+        if len(done) == len(info.codes):
+            if not done and not info.chained and not info.handler:
+                return _BARE
+            return _State(b"", info.frame, (fragment.begin, fragment.end, fragment.unwind))
+        codes = b"".join(b"\0" + code.raw[1:] for code in done)
+        frame = info.frame if any(code.operation == SET_FRAME for code in done) else 0
+        return _State(codes, frame, info.chained)
+
+    def _find_epilogues(self, index: int) -> dict[int, tuple[int, ...]]:
+        """Address of each instruction of a fragment's epilogues behind the first -> the registers still to pop."""
+        fragment = self._table.fragments[index]
+        function = self._text.function_at(fragment.begin)
+        end = fragment.end if function is None else min(fragment.end, self._text.ends[function])
+        code = self._text.decode(fragment.begin, end)
+        depth, frame = self._depth(fragment)
+        found: dict[int, tuple[int, ...]] = {}
+        for position, last in enumerate(code):
+            kind = dis.KINDS[last.code]
+            if kind not in (dis.RET, dis.JUMP, dis.INDIRECT_JUMP):
+                continue
+            first = position
+            while first and code[first - 1].code == Code.POP_R64:
+                first -= 1
+            pops = [_NUMBER[instruction.op0_register] for instruction in code[first:position]]
+            released = _released(code[first - 1], frame) if first else None
+            if released is not None and released + 8 * len(pops) + 8 == (depth if frame is None else frame[1]):
+                start = first
+            elif 8 * len(pops) + 8 == depth and frame is None:
+                start = first + 1
+            elif kind == dis.RET:
+                start = position
+            else:
+                continue
+            for place in range(start, position + 1):
+                found[code[place].ip] = tuple(pops[place - first :])
+        return found
+
+    def _depth(self, fragment: Fragment) -> tuple[int, tuple[int, int] | None]:
+        """Bytes from the stack pointer to the canonical frame address in a fragment's body, and (frame register,
+        distance from its value) where there is one.
+        """
+        depth, frame = 8, None
+        for code in reversed(self._table.whole_codes(fragment.info)):
+            depth += code.size
+            if code.operation == SET_FRAME:
+                frame = (fragment.info.frame & 15, depth - (fragment.info.frame >> 4) * 16)
+        return depth, frame
+
+
+def _released(instruction: Instruction, frame: tuple[int, int] | None) -> int | None:
+    """By how much an `add rsp` raises the stack pointer, or how far above the frame register `lea rsp` puts it."""
+    if instruction.op0_register != Register.RSP:
+        return None
+    if frame is None:
+        if instruction.code not in _ADDS or instruction.op1_kind not in (OpKind.IMMEDIATE8TO64, OpKind.IMMEDIATE32TO64):
+            return None
+        return instruction.immediate(1)
+    if instruction.code == Code.LEA_R64_M and _NUMBER.get(instruction.memory_base) == frame[0]:
+        displacement = instruction.memory_displacement
+        return displacement - (1 << 64) if displacement >> 63 else displacement
+    return 0 if instruction.code in _MOVES and _NUMBER.get(instruction.op1_register) == frame[0] else None
+
+
+def join_table(records: list[bytes], starts: NDArray[np.int64], table_offset: int, delta: int) -> bytes:
+    """The RUNTIME_FUNCTION table of a region at `delta` from the image, then what its entries name.
+
+    `starts`: offset in the region of each record's code, int64, shape (n,), ascending; `table_offset`: of the table.
+    """
+    places: dict[bytes, int] = {}
+    information = bytearray()
+    base = delta + table_offset + 12 * len(records)
+    rows = np.empty((len(records), 3), np.int64)
+    for row, record in enumerate(records):
+        place = places.get(record)
+        if place is None:
+            place = places[record] = len(information)
+            information += record[4:] + bytes(-len(record) % 4)
+        rows[row, 1:] = int.from_bytes(record[:4], "little"), base + place
+    rows[:, 0] = starts + delta
+    rows[:, 1] += rows[:, 0]
+    return rows.astype("<u4").tobytes() + bytes(information)
