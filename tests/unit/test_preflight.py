@@ -105,7 +105,7 @@ def test_other_kinds_of_programs(program: Callable[[bytes], str]) -> None:
     assert "statically linked" in refusal(
         program(changed(interpreter_header(SHELL.read_bytes()), struct.pack("<I", 0)))
     )
-    assert "Windows program" in refusal(program(b"MZ\x90\0" + bytes(200)))
+    assert "a DOS program" in refusal(program(b"MZ\x90\0" + bytes(200)))
     assert "truncated" in refusal(program(SHELL.read_bytes()[:4096]))
 
 

@@ -5,8 +5,7 @@
 
 #define PAGE 4096ull
 #define RSDS 0x53445352u /* a CodeView entry with GUID and age */
-#define FNV_BASIS 0xcbf29ce484222325ull
-#define FNV_PRIME 0x100000001b3ull
+#define HASH_FACTOR 0x100000001b3ull
 
 static bool inside(const struct cs_image *image, uint64_t rva, uint64_t bytes) {
     return rva < image->span && bytes <= image->span - rva;
@@ -43,11 +42,11 @@ static void read_id(struct cs_image *image) {
         memcpy(image->id, found, CS_IMAGE_ID_BYTES);
         return;
     }
-    uint64_t hash = FNV_BASIS;
+    uint64_t hash = 0;
     uint32_t bytes = 0;
-    const uint8_t *table = cs_image_directory(image, IMAGE_DIRECTORY_ENTRY_EXCEPTION, &bytes);
-    for (uint32_t i = 0; table && i < bytes; i++)
-        hash = (hash ^ table[i]) * FNV_PRIME;
+    const uint32_t *table = (void *)cs_image_directory(image, IMAGE_DIRECTORY_ENTRY_EXCEPTION, &bytes);
+    for (uint32_t i = 0; table && i < bytes / sizeof *table; i++)
+        hash = hash * HASH_FACTOR + table[i];
     uint32_t words[] = {image->headers->FileHeader.TimeDateStamp, image->headers->OptionalHeader.SizeOfImage,
                         image->headers->OptionalHeader.CheckSum};
     memcpy(image->id, words, sizeof words);

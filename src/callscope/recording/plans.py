@@ -19,17 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callscope import format as records
-from callscope.binary.elf import read_build_id, read_image
+from callscope.binary.open import open_image, read_build_id
 from callscope.binary.symbols import open_symbols
 from callscope.errors import CallscopeError, PlanError
-from callscope.native import AGENT_NAME
+from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME
 from callscope.patching.cache import PlanFiles, load_or_plan
 from callscope.patching.report import PlanReport
 from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
 
 LAST_FUNCTION_ID = 0x7FFFFFFE
-_LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so")
+_LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so", "ntdll.dll")
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Plans:
             rvas,
             functions["bytes"],
             functions["owner"],
-            read_image(module.path).base,
+            open_image(module.path).base,
             lambda: open_symbols(module.path).names(rvas),
         )
         chosen = self.rules.choose(module.path, module.is_main, known)
@@ -204,7 +204,7 @@ def is_untraceable(path: str) -> bool:
     """Whether a module is one that is never traced: the loader, which runs before there is an agent; the agent; the
     kernel's code in every process, which is no file."""
     name = PurePath(path).name
-    return not path.startswith("/") or name == AGENT_NAME or name.startswith(_LOADERS)
+    return not path.startswith("/") or name in (AGENT_NAME, WINDOWS_AGENT_NAME) or name.startswith(_LOADERS)
 
 
 def read_functions(path: Path) -> NDArray[np.void]:

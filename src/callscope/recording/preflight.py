@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from callscope.binary.elf import Image, read_image
+from callscope.binary.elf import read_image
+from callscope.binary.image import Image
+from callscope.binary.pe import read_pe
 from callscope.errors import ImageError, RecordError
 
 LONGEST_SHEBANG = 255
+WINDOWS_SUFFIX = ".exe"
 MOST_INTERPRETERS = 5
 """The kernel follows a script to a script to ... this often."""
 
@@ -25,9 +28,9 @@ MOST_INTERPRETERS = 5
 class Target:
     """A program that can be traced.
 
-    path: the file to execute: absolute, or as typed when that holds a slash. image: the ELF program that will run: the
-    file itself or, for a script, its interpreter. expected: images likely to run next, known from the script's first
-    line (`#!/usr/bin/env python3`).
+    path: the file to execute: absolute, or as typed when that holds a slash. image: the program that will run: the
+    file itself or, for a script, its interpreter; a Windows program runs through Wine. expected: images likely to run
+    next, known from the script's first line (`#!/usr/bin/env python3`).
     """
 
     path: str
@@ -43,6 +46,9 @@ def check_program(command: tuple[str, ...], environment: Mapping[str, str] = os.
     path = find_program(command[0], environment)
     image, expected = path, None
     for _ in range(MOST_INTERPRETERS):
+        check_file(image)
+        if is_windows_file(image):
+            return Target(path, check_windows_image(image))
         check_executable(image)
         words = read_shebang(image)
         if words is None:
@@ -59,6 +65,8 @@ def find_program(name: str, environment: Mapping[str, str]) -> str:
     """Where the program `name` is, looked for as a shell does. Raises RecordError when it is nowhere."""
     if "/" in name:
         return name
+    if name.lower().endswith(WINDOWS_SUFFIX) and is_file(Path(name)):
+        return str(Path(name).absolute())  # as on Windows, where this directory comes first
     unfit = None
     for directory in environment.get("PATH", os.defpath).split(os.pathsep):
         candidate = Path(directory or ".").absolute() / name
@@ -80,8 +88,8 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def check_executable(path: str) -> None:
-    """Raise RecordError when `path` is no file that this user may run and read."""
+def check_file(path: str) -> None:
+    """Raise RecordError when `path` is no file that this user may read."""
     try:
         mode = Path(path).stat().st_mode
     except OSError as error:
@@ -94,10 +102,27 @@ def check_executable(path: str) -> None:
         raise RecordError(f"{path} is a directory: name a program in it")
     if not stat.S_ISREG(mode):
         raise RecordError(f"{path} is not a regular file: name a program")
+    if not os.access(path, os.R_OK):
+        raise RecordError(f"{path} cannot be read: make it readable, its code must be looked at to trace it")
+
+
+def check_executable(path: str) -> None:
+    """Raise RecordError when this user may not run the file `path`."""
     if not os.access(path, os.X_OK):
         raise RecordError(f"{path} is not executable: run chmod +x on it, or name its interpreter first")
-    if not os.access(path, os.R_OK):
-        raise RecordError(f"{path} may be run but not read: make it readable, its code must be looked at to trace it")
+
+
+def is_windows_file(path: str) -> bool:
+    """Whether a file begins as those that Windows or DOS run: no permission says that they are programs."""
+    with Path(path).open("rb") as file:
+        return file.read(2) == b"MZ"
+
+
+def check_windows_image(path: str) -> Image:
+    """A program for x64 Windows; ImageError when it is none."""
+    image = read_pe(path)
+    image.require_program()
+    return image
 
 
 def read_shebang(path: str) -> tuple[str, ...] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from callscope.recording.launch import (
     traced_environment,
     wait_program,
 )
+from callscope.recording.mailbox import Mailbox
 from callscope.recording.options import RecordOptions
 from callscope.recording.plans import Module, PlannedImage, Plans
 from callscope.recording.preflight import Target, check_program
@@ -29,6 +30,7 @@ from callscope.recording.rules import Rules
 from callscope.recording.server import Server
 from callscope.recording.session import JOURNAL_NAME, Session
 from callscope.recording.survivors import Survivor, find_survivors
+from callscope.recording.wine import find_wine, launcher_command
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
 """Given a title, a context whose value is told (done, in all) from time to time."""
@@ -73,6 +75,7 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
     """
     rules = rules or Rules.of(options)
     target = check_program(options.command)
+    wine = find_wine() if target.image.is_pe else None
     plan_ahead(rules, target, progress)
     directory = (options.output or default_directory(options.command)).absolute()
     session = Session(directory, options)
@@ -80,8 +83,7 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
         plans = Plans(session, rules)
         for path in images_ahead(target):
             plans.answer(Module(path, b"", is_main=True))
-        with Server(plans.answer) as server:
-            seconds, status = run(options, target, session, server)
+        seconds, status = run_traced(options, target, session, plans, wine)
         return finish(options, session, plans, seconds, status)
     except OSError as error:
         what = error.strerror or str(error)
@@ -112,14 +114,26 @@ def plan_ahead(rules: Rules, target: Target, progress: ProgressBar) -> None:
                 raise
 
 
-def run(options: RecordOptions, target: Target, session: Session, server: Server) -> tuple[float, int]:
-    """Start the program and wait for its end; the seconds it took, and its exit status."""
-    environment = traced_environment(
-        os.environ, agent_path(server.directory), session.directory, server.path, options.follow
-    )
+def run_traced(
+    options: RecordOptions, target: Target, session: Session, plans: Plans, wine: str | None
+) -> tuple[float, int]:
+    """Run the program, through Wine when that is given, while its agents are answered: as `run`."""
+    if wine is None:
+        with Server(plans.answer) as server:
+            agent = agent_path(server.directory)
+            environment = traced_environment(os.environ, agent, session.directory, server.path, options.follow)
+            return run(target.path, options.command, environment, session)
+    with Mailbox(plans.answer) as box:
+        arguments = options.command[1:]
+        command = launcher_command(wine, session.directory, box.directory, target.path, arguments, options.follow)
+        return run(wine, command, os.environ, session)
+
+
+def run(path: str, command: tuple[str, ...], environment: Mapping[str, str], session: Session) -> tuple[float, int]:
+    """Start a program and wait for its end; the seconds it took, and its exit status."""
     with signals_held():
         begin = time.monotonic()
-        pid = start_program(target.path, options.command, environment)
+        pid = start_program(path, command, environment)
         forward_signals(pid)
         with suppress(OSError):  # a full disk must not part us from the program
             session.update(lambda state: state.update(main_pid=pid))
