@@ -24,6 +24,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("calls", "calls", "Every call, one a line."),
         Command("info", "info", "What was recorded, and how completely."),
         Command("modules", "modules", "Programs and libraries as they were loaded and unloaded."),
+        Command("export", "export", "A trace in the form that another tool reads."),
     ),
     "Look at a program": (
         Command("plan", "plan", "Functions of a binary, what of them can be traced, what not and why."),

@@ -1,1 +1,1 @@
-"""The calls table handed to other tools, one file a format."""
+"""A trace handed to other tools: one file a format, behind the registry `FORMATS`."""
