@@ -37,9 +37,9 @@ _COLUMNS: Final = ", ".join(f"c.{name}" for name in Call._fields)
 def steps(database: Database, selection: Selection) -> Iterator[Step]:
     """All steps of the threads chosen, those of a thread together, properly nested, times never going back.
 
-    A function that ended in a tail jump is left before the function it jumped to is entered. Memory grows with the depth
-    of calls only. Of `selection` only thread and process are regarded: a tree with holes would say things that were not
-    so. Raises TraceError.
+    A function that ended in a tail jump is left before the function it jumped to is entered. Memory grows with the
+    depth of calls only. Of `selection` only thread and process are regarded: a tree with holes would say things that
+    were not so. Raises TraceError.
     """
     check_calls(database)
     chosen = condition(database, Selection(thread=selection.thread, process=selection.process))
