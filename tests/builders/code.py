@@ -58,4 +58,5 @@ def text_of(
         landings=list(landing_pads),
         exposed=frozenset(),
         red_zone=True,
+        mixed=False,
     )

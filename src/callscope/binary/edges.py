@@ -22,7 +22,8 @@ TABLE_ENTRIES = 4096
 """a jump table is not followed further than this"""
 _RUNS_ON = dis.FALLS_THROUGH - {dis.NOP} | {dis.BRANCH, dis.LOOP}
 _STACK_MOVES = frozenset({Code.ADD_RM64_IMM8, Code.ADD_RM64_IMM32, Code.LEA_R64_M})
-_NO_BASE = frozenset({Register.NONE, Register.RIP, Register.EIP, Register.RSP, Register.RBP})
+_BRANCHES = frozenset({dis.JUMP, dis.BRANCH, dis.LOOP, dis.TRANSACTION})
+_NO_BASE = frozenset({Register.NONE, Register.RIP, Register.EIP, Register.RSP})
 _IMMEDIATE_KINDS = frozenset({OpKind.IMMEDIATE32, OpKind.IMMEDIATE64, OpKind.IMMEDIATE32TO64})
 
 
@@ -34,9 +35,10 @@ class Edges:
     addresses of the instructions. `call_targets`: of direct calls, unique. `second_returns`: addresses behind
     calls of functions that return twice, unique. `code_references`: code addresses computed
     or loaded by instructions, unique. `tables`: (function index, address, origin), shape (n, 3), int64: data addresses
-    computed in each function, among them jump tables, and what such a table's entries are relative to. `cuts`:
-    (function index, address) where a table in the code ends the function, shape (n, 2), int64. `exposed`: addresses
-    behind calls, and those up to which an unwinder takes the code behind a call for an epilogue; PE images only.
+    computed in each function, among them jump tables, and what such a table's entries are relative to. `data`:
+    [start, end) ranges inside functions that are no instructions, shape (n, 2), int64, and `exposed`: addresses behind
+    calls, and those up to which an unwinder takes the code behind a call for an epilogue; both in PE images only.
+    `starts`: targets of calls that are surely executed, unique: functions without unwind information begin there.
     `indirect`: indices of functions with an indirect jump.
     `undecodable`: indices of functions holding bytes that are no instructions. `open_ended`: indices of functions
     whose last instruction lets control run on behind them.
@@ -49,8 +51,9 @@ class Edges:
     second_returns: NDArray[np.uint32]
     code_references: NDArray[np.uint32]
     tables: NDArray[np.int64]
-    cuts: NDArray[np.int64]
+    data: NDArray[np.int64]
     exposed: NDArray[np.uint32]
+    starts: NDArray[np.uint32]
     indirect: NDArray[np.int64]
     undecodable: NDArray[np.int64]
     open_ended: NDArray[np.int64]
@@ -64,14 +67,14 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
     calls: set[int] = set()
     references: set[int] = set()
     tables: list[tuple[int, int, int]] = []
-    cuts: list[tuple[int, int]] = []
+    data: list[tuple[int, int]] = []
+    entered: set[int] = set()
     exposed: list[int] = []
     indirect: list[int] = []
     undecodable: list[int] = []
     open_ended: list[int] = []
     absolute = image.is_fixed
     is_pe = image.is_pe
-    span = image.span
     base = image.base
     twice = image.twice_callees
     returns: set[int] = set()
@@ -80,22 +83,20 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
         computed: set[int] = set()
         jumps_indirectly = False
         kind = dis.STOP
-        limit = start + size
         after_call = False
-        for instruction in Decoder(64, image.read(start, size), ip=start):
-            if is_pe:
-                if instruction.ip >= limit:
-                    cuts.append((index, limit))
-                    break
+        own_calls: list[tuple[int, int]] = []
+        mixed = _Mixed(image, start, start + size) if is_pe else None
+        decoder = Decoder(64, image.read(start, size), ip=start)
+        for instruction in decoder:
+            kind = kinds[instruction.code]
+            if mixed is not None:
+                if not mixed.advance(instruction, kind, decoder):
+                    if mixed.ended:
+                        break
+                    continue
                 if after_call:
                     exposed.append(instruction.ip)
                     after_call = _releases_frame(instruction)
-                address = _indexed_rva(instruction)
-                if address and address < span:
-                    tables.append((index, address, 0))
-                    if instruction.ip < address < limit:
-                        limit = address
-            kind = kinds[instruction.code]
             if kind == dis.PLAIN or kind == dis.RET:
                 continue
             if kind == dis.LEA:
@@ -107,14 +108,14 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
                         computed.add(address)
             elif kind == dis.CALL:
                 after_call = True
-                calls.add(instruction.near_branch_target)
+                own_calls.append((instruction.ip, instruction.near_branch_target))
                 if instruction.near_branch_target in twice.addresses:
                     returns.add(instruction.next_ip)
             elif kind == dis.INDIRECT_CALL:
                 after_call = True
                 if instruction.is_ip_rel_memory_operand and instruction.ip_rel_memory_address in twice.slots:
                     returns.add(instruction.next_ip)
-            elif kind in (dis.JUMP, dis.BRANCH, dis.LOOP, dis.TRANSACTION):
+            elif kind in _BRANCHES:
                 sources.append(instruction.ip)
                 targets.append(instruction.near_branch_target)
                 conditional.append(kind != dis.JUMP)
@@ -128,8 +129,18 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
                             if low <= address < high:
                                 references.add(address)
             elif kind == dis.INVALID:
-                undecodable.append(index)
+                if mixed is None or not mixed.sure_end:
+                    undecodable.append(index)
+                else:
+                    mixed.data.append((mixed.sure_end, start + size))
                 break
+        calls.update(target for _, target in own_calls)
+        if mixed is None:
+            entered.update(target for _, target in own_calls)
+        else:
+            entered.update(target for place, target in own_calls if place < (mixed.sure_end or start + size))
+            data += mixed.data
+            tables += [(index, address, 0) for address in mixed.tables]
         if kind in _RUNS_ON:
             open_ended.append(index)
         if jumps_indirectly:
@@ -145,12 +156,63 @@ def scan(image: Image, first: int, starts: Sequence[int], sizes: Sequence[int], 
         np.array(sorted(returns), np.uint32),
         np.array(sorted(references), np.uint32),
         np.array(tables, np.int64).reshape(-1, 3),
-        np.array(cuts, np.int64).reshape(-1, 2),
+        np.array(data, np.int64).reshape(-1, 2),
         np.array(exposed, np.uint32),
+        np.array(sorted(target for target in entered if low <= target < high), np.uint32),
         np.array(indirect, np.int64),
         np.array(undecodable, np.int64),
         np.array(open_ended, np.int64),
     )
+
+
+class _Mixed:
+    """A PE function while it is decoded: where data lie in its code. Microsoft's compiler puts jump tables there, V8
+    what describes the code.
+
+    tables: rvas of what is read as a jump table. sure_end: where code that nothing before it leads to begins, as far as
+    branches and tables tell; 0 until that is reached. ended: nothing but data follows.
+    """
+
+    def __init__(self, image: Image, start: int, end: int) -> None:
+        self._image = image
+        self._bounds = (start, end)
+        self._entries: set[int] = set()
+        self._furthest = start
+        self._limit = end
+        self.tables: list[int] = []
+        self.data: list[tuple[int, int]] = []
+        self.sure_end = 0
+        self.ended = False
+
+    def advance(self, instruction: Instruction, kind: int, decoder: Decoder) -> bool:
+        """Take note of the next instruction; False when it is data: the decoder then goes on behind them."""
+        if instruction.ip >= self._limit:
+            self._skip(decoder)
+            return False
+        address = _indexed_rva(instruction)
+        if address and address < self._image.span:
+            self._table(address, instruction.ip)
+        if kind in _BRANCHES and self._bounds[0] <= instruction.near_branch_target < self._bounds[1]:
+            self._furthest = max(self._furthest, instruction.near_branch_target)
+        if kind in dis.NEVER_RETURNS and not self.sure_end and instruction.next_ip > self._furthest:
+            self.sure_end = instruction.next_ip
+        return True
+
+    def _table(self, address: int, place: int) -> None:
+        self.tables.append(address)
+        entries = table_targets(self._image, np.array([[address, 0]]), *self._bounds).tolist()
+        self._entries.update(entries)
+        self._furthest = max(self._furthest, *entries, 0)
+        if place < address < self._limit:
+            self._limit = address
+
+    def _skip(self, decoder: Decoder) -> None:
+        start, end = self._bounds
+        resume = min((entry for entry in self._entries if entry > self._limit), default=end)
+        self.data.append((self._limit, resume))
+        self._limit = min((table for table in self.tables if table > resume), default=end)
+        self.ended = resume == end
+        decoder.position, decoder.ip = resume - start, resume
 
 
 def _releases_frame(instruction: Instruction) -> bool:
@@ -180,8 +242,9 @@ def merge(parts: Sequence[Edges]) -> Edges:
         np.unique(np.concatenate([part.second_returns for part in parts])),
         np.unique(np.concatenate([part.code_references for part in parts])),
         np.concatenate([part.tables for part in parts]),
-        np.concatenate([part.cuts for part in parts]),
+        np.concatenate([part.data for part in parts]),
         np.concatenate([part.exposed for part in parts]),
+        np.unique(np.concatenate([part.starts for part in parts])),
         np.concatenate([part.indirect for part in parts]),
         np.concatenate([part.undecodable for part in parts]),
         np.concatenate([part.open_ended for part in parts]),

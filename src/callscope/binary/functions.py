@@ -6,7 +6,7 @@ targets of direct calls, for code with neither.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,6 @@ class FunctionTable:
     def no_size(self) -> NDArray[np.bool_]:
         """Which end where the next one starts for want of knowledge."""
         return self._having(NO_SIZE)
-
-    def cut(self, cuts: NDArray[np.int64]) -> FunctionTable:
-        """The same with functions ended early; `cuts`: (index, end), shape (n, 2)."""
-        size = self.size.copy()
-        size[cuts[:, 0]] = cuts[:, 1] - self.rva[cuts[:, 0]]
-        return replace(self, size=size)
 
     def _having(self, flag: int) -> NDArray[np.bool_]:
         having: NDArray[np.bool_] = self.flags & flag != 0

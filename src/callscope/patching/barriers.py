@@ -12,7 +12,7 @@ from callscope.binary.edges import Edges, data_targets, table_targets
 from callscope.binary.functions import FunctionTable
 from callscope.binary.image import Image
 from callscope.binary.open import Unwinding
-from callscope.patching.text import HARD, NOT_PART, PART, SIGNAL_FRAME, SOFT, Text
+from callscope.patching.text import DATA, HARD, NOT_PART, PART, SIGNAL_FRAME, SOFT, Text
 
 
 def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edges: Edges) -> Text:
@@ -37,6 +37,8 @@ def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edg
     soft = edges.branch_targets
     barriers[soft[(soft >= low) & (soft < high)] - low] |= SOFT
     barriers[hard[(hard >= low) & (hard < high)] - low] |= HARD
+    for start, end in edges.data.tolist():
+        barriers[start - low : end - low] |= DATA
     order = np.argsort(edges.branch_targets, kind="stable")
     kinds = np.where(functions.signal_frame, SIGNAL_FRAME, np.where(parts, PART, NOT_PART)).astype(np.uint8)
     inside = _index_of(starts, ends, interior)
@@ -65,6 +67,7 @@ def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edg
         landings=landings.tolist(),
         exposed=frozenset(edges.exposed.tolist()),
         red_zone=not image.is_pe,
+        mixed=image.is_pe,
     )
 
 

@@ -78,11 +78,10 @@ def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | N
     tell = _Teller(progress, 2 * size)
     _shared.update(image=image, low=low, high=high)
     edges = _scan(functions, jobs, tell)
-    more = find_functions(image, extra_targets=_unowned(functions, edges.call_targets), frames=frames)
+    more = find_functions(image, extra_targets=_unowned(functions, edges.starts), frames=frames)
     if len(more.rva) != len(functions.rva):
         functions = more
         edges = _scan(functions, jobs, tell)
-    functions = functions.cut(edges.cuts)
     edges = merge([edges, _scan_gaps(image, functions, low, high)])
     text = build_text(image, source, functions, edges)
     rules = SehFrames(source, text) if isinstance(source, UnwindTable) else EhFrames(frames)
@@ -196,6 +195,7 @@ def _scan_gaps(image: Image, functions: FunctionTable, low: int, high: int) -> E
         none.reshape(-1, 3),
         none.reshape(-1, 2),
         edges.exposed,
+        none.astype(np.uint32),
         none,
         none,
         none,

@@ -254,7 +254,7 @@ class Rescue:
         return code[position] if dis.KINDS[code[position].code] in (dis.JUMP, dis.BRANCH, dis.LOOP) else None
 
     def _decode_function(self, index: int) -> list[Instruction]:
-        return self.text.decode(self.text.starts[index], self.text.ends[index])
+        return self.text.instructions(index)
 
     def _island(self, after: int, function: int) -> int | None:
         """An island that a short jump ending at `after` reaches; taken when found."""

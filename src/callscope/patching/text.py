@@ -10,12 +10,16 @@ import numpy as np
 from iced_x86 import Decoder, Instruction
 from numpy.typing import NDArray
 
+from callscope.binary import disassembly as dis
 from callscope.patching.runs import JUMP_BYTES
 
 SOFT = 1
 """barrier: the target of direct jumps only, all of them known"""
 HARD = 2
 """barrier: something else may lead here (a pointer, a table, a landing pad, a call)"""
+
+DATA = 4
+"""barrier: not an instruction"""
 
 NOT_PART = 0
 PART = 1
@@ -26,6 +30,10 @@ SIGNAL_FRAME = 2
 _PADDING = re.compile(
     rb"(?:\xcc|(?:\x66{0,12}\x2e?)(?:\x90|\x0f\x1f(?:\x00|\x40\x00|\x44\x00\x00|\x80\x00{4}|\x84\x00{5})))*", re.DOTALL
 )
+_BARRIERS = re.compile(rb"[\x01-\x03]")
+_BEGINS = 2
+_CALLS = frozenset({dis.CALL, dis.INDIRECT_CALL})
+_BRANCHES = frozenset({dis.JUMP, dis.BRANCH, dis.LOOP})
 _ZEROS = re.compile(rb"\x00*")
 MOST_PADDING = 64
 
@@ -34,13 +42,13 @@ MOST_PADDING = 64
 class Text:
     """The executable bytes of an image from `low` up to `high` (relative addresses), shared by all planners of a run.
 
-    `barriers`: one byte per code byte, SOFT and HARD bits. `starts`, `ends`, `kinds`, `owners`: the functions in
+    `barriers`: one byte per code byte, SOFT, HARD and DATA bits. `starts`, `ends`, `kinds`, `owners`: the functions in
     order of address. `branch_targets` (sorted) and `branch_sources`: every direct jump. `plt`: ranges of linkage
     stubs. `undecodable`: functions that cannot be planned. `conditional_entries`: starts that conditional jumps of
     other functions lead to. `switches`: functions with a jump table. `interior_pointers`: functions with an address
     inside them stored somewhere. `landings`: where exceptions and longjmp resume, sorted. `exposed`: where a patch must
     not look like the end of an epilogue, for a return address leads an unwinder there. `red_zone`: code may use the 128
-    bytes below the stack pointer.
+    bytes below the stack pointer. `mixed`: data may lie in functions, between their instructions.
     """
 
     low: int
@@ -61,6 +69,7 @@ class Text:
     landings: list[int]
     exposed: frozenset[int]
     red_zone: bool
+    mixed: bool
 
     def bytes_at(self, address: int, count: int) -> bytes:
         """Up to `count` code bytes from a relative address on."""
@@ -69,6 +78,63 @@ class Text:
     def decode(self, start: int, end: int) -> list[Instruction]:
         """The instructions from `start` up to `end`."""
         return list(Decoder(64, self.code[start - self.low : end - self.low], ip=start))
+
+    def instructions(self, index: int) -> list[Instruction]:
+        """The instructions of a function in order of address; in `mixed` code those that control is known to reach."""
+        start, end = self.starts[index], self.ends[index]
+        if not self.mixed:
+            return self.decode(start, end)
+        decoder = Decoder(64, self.code[start - self.low : end - self.low], ip=start)
+        seen = bytearray(end - start)
+        found: list[Instruction] = []
+        waiting = [*reversed(self._ways_in(index)), start]
+        while waiting:
+            address = waiting.pop()
+            if not start <= address < end or seen[address - start]:
+                continue
+            decoder.position, decoder.ip = address - start, address
+            path = self._path(decoder, seen, start)
+            found += path
+            waiting += [step.near_branch_target for step in path if dis.KINDS[step.code] in _BRANCHES]
+        return sorted(found, key=lambda instruction: instruction.ip)
+
+    def _path(self, decoder: Decoder, seen: bytearray, start: int) -> list[Instruction]:
+        """The instructions from where `decoder` stands up to a jump or what is in `seen` (a byte for each byte from
+        `start` on) already; none when they run into data or into the middle of an instruction: then they are data too.
+        """
+        path: list[Instruction] = []
+        for instruction in decoder:
+            first, last = instruction.ip - start, instruction.next_ip - start
+            if seen[first] == _BEGINS:
+                break
+            kind = dis.KINDS[instruction.code]
+            data = self.barriers[instruction.ip - self.low] & DATA
+            if kind == dis.INVALID or data or any(seen[first:last]):
+                if path and dis.KINDS[path[-1].code] in _CALLS:
+                    break  # one that does not return
+                for step in path:
+                    seen[step.ip - start : step.next_ip - start] = bytes(step.len)
+                return []
+            seen[first:last] = _BEGINS.to_bytes() + b"\x01" * (last - first - 1)
+            path.append(instruction)
+            if kind in dis.NEVER_RETURNS:
+                break
+        return path
+
+    def _ways_in(self, index: int) -> list[int]:
+        """Where control may come into a function besides its start: by pointers, tables, and from its other parts."""
+        start, end = self.starts[index] - self.low, self.ends[index] - self.low
+        found = []
+        for match in _BARRIERS.finditer(self.barriers, start, end):
+            address = match.start() + self.low
+            if self.barriers[match.start()] & HARD or any(
+                (function := self.function_at(source)) is not None
+                and function != index
+                and self.owners[function] == self.owners[index]
+                for source in self.sources_of(address)
+            ):
+                found.append(address)
+        return found
 
     def lead(self, address: int) -> int:
         """Bytes of no-operation that a jump written at an address needs before it.

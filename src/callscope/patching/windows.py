@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 
 from iced_x86 import Instruction, Register
 
@@ -54,7 +55,7 @@ class Windows:
         if index in text.undecodable:
             self._refuse_all(index, "its bytes are not all instructions, or its exception table is damaged")
             return
-        code = text.decode(start, end)
+        code = text.instructions(index)
         kinds = [dis.KINDS[instruction.code] for instruction in code]
         first = 1 if kinds[0] == dis.LANDING and len(code) > 1 else 0
         if kind == SIGNAL_FRAME:
@@ -81,6 +82,7 @@ class Windows:
                     self.layout.tails_left.add(index)
             elif what == dis.NOP and position and kinds[position - 1] in dis.NEVER_RETURNS:
                 self.dead.append(code[position].ip)
+        self.dead += [last.next_ip for last, following in pairwise(code) if last.next_ip != following.ip]
 
     def is_tail_target(self, index: int, target: int) -> bool:
         """True when a jump from function `index` to `target` is a call of another function."""
@@ -119,7 +121,8 @@ class Windows:
                 complete = what in dis.NEVER_RETURNS
                 break
         room = size
-        if size < JUMP_BYTES and (complete or position == len(code)):
+        # Windows' unwinder looks at what is behind a call.
+        if size < JUMP_BYTES and (complete or (position == len(code) and not text.exposed)):
             room = size + text.padding(start + size)
         if (
             room < JUMP_BYTES
