@@ -20,6 +20,14 @@ static bool selected(const struct cs_plan *plan, uint32_t function) {
     return !plan->chosen || plan->chosen[function / 8] >> function % 8 & 1;
 }
 
+/* FNV-1a, 32 bits (draft-eastlake-fnv, section 2). Most damage to a header leaves numbers that make sense. */
+static uint32_t checksum(const uint8_t *bytes, uint64_t count) {
+    uint32_t value = 0x811c9dc5;
+    for (uint64_t i = 0; i < count; i++)
+        value = (value ^ bytes[i]) * 0x01000193;
+    return value;
+}
+
 static const char *check_patches(const struct cs_plan *plan) {
     const struct cs_plan_header *header = plan->header;
     uint64_t text = 0, end = 0;
@@ -56,6 +64,8 @@ const char *cs_plan_open(struct cs_plan *plan, const uint8_t *file, uint64_t byt
         return "not a plan";
     if (header->version != CS_PLAN_VERSION || header->header_size < sizeof *header)
         return "plan of another version";
+    if (header->checksum != checksum(file, offsetof(struct cs_plan_header, checksum)))
+        return "damaged plan";
     if (!region_fits(header, bytes) || header->region_offset < sizeof *header ||
         !table_fits(header->patch_offset, header->patch_count, sizeof(struct cs_patch), bytes) ||
         !table_fits(header->fixup_offset, header->fixup_count, sizeof(uint32_t), bytes) ||

@@ -82,7 +82,7 @@ static VOID CALLBACK notified(ULONG reason, const struct cs_loader_notice *notic
     (void)context;
     if (!cs_session.events)
         return;
-    cs_mute(); /* the agent's own calls are none of the program's */
+    cs_mute();
     cs_lock(&cs_session.process->module_lock);
     if (reason == CS_NOTICE_LOADED) {
         enter(notice->base, notice->span, notice->path, 0);
@@ -98,7 +98,6 @@ void cs_loader_start(void) {
     void *registration;
     const struct cs_loader_data *data = (const struct cs_loader_data *)NtCurrentTeb()->ProcessEnvironmentBlock->Ldr;
     LdrLockLoaderLock(0, NULL, &cookie);
-    cs_mute();
     cs_lock(&cs_session.process->module_lock);
     if (LdrRegisterDllNotification(0, notified, NULL, &registration))
         cs_note(CS_NOTE_NO_LOADER_HOOK, "modules loaded later stay unknown: the loader cannot be watched");
@@ -108,6 +107,5 @@ void cs_loader_start(void) {
     }
     settle_all();
     cs_unlock(&cs_session.process->module_lock);
-    cs_unmute();
     LdrUnlockLoaderLock(0, cookie);
 }

@@ -16,6 +16,8 @@
 #define CS_STATUS_INVALID_CID ((NTSTATUS)0xc000000b)
 
 /* The thread's environment block: documented by winternl.h in part. */
+#define CS_TEB_PROCESS_ID 0x40
+#define CS_TEB_THREAD_ID 0x48
 #define CS_TEB_SLOTS 0x1480
 #define CS_TEB_SLOT_COUNT 64u
 #define CS_TEB_EXPANSION_SLOTS 0x1780

@@ -116,6 +116,7 @@ __declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
         return NO_SLOTS;
     if (!open_session())
         return NO_SESSION;
+    cs_mute(); /* the agent's own calls are none of the program's */
     describe_program();
     cs_session.namespace_id = 1; /* process ids are the system's */
     cs_process_enter(CS_CAUSE_LAUNCH, cs_journal_find(cs_system_parent_pid(), 0));
@@ -123,6 +124,7 @@ __declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
     cs_start_options.flags &= ~CS_START_ATTACHED; /* what is loaded later does not run yet */
     if (cs_start_options.flags & CS_START_FOLLOW)
         cs_children_follow();
+    cs_unmute();
     return STARTED;
 }
 

@@ -13,7 +13,7 @@
 
 uint32_t cs_slots_offset;
 bool cs_slots_wide;
-static uint32_t first_slot;
+static HANDLE heap; /* the process's; kernel32 is not asked later: it may be traced */
 
 /* Take neighbouring slots of one array: those taken on the way are given back. */
 bool cs_slots_take(void) {
@@ -26,12 +26,13 @@ bool cs_slots_take(void) {
         run = run && slot == taken[count - 1] + 1 && slot != CS_TEB_SLOT_COUNT ? run + 1 : 1;
         taken[count++] = slot;
     }
+    heap = GetProcessHeap();
     bool found = run == THREAD_SLOTS;
     for (uint32_t i = 0; i < count - (found ? run : 0); i++)
         TlsFree(taken[i]);
     if (!found)
         return false;
-    first_slot = taken[count - run];
+    uint32_t first_slot = taken[count - run];
     cs_slots_wide = first_slot >= CS_TEB_SLOT_COUNT;
     cs_slots_offset = cs_slots_wide ? (first_slot - CS_TEB_SLOT_COUNT) * 8 : CS_TEB_SLOTS + first_slot * 8;
     return true;
@@ -40,9 +41,10 @@ bool cs_slots_take(void) {
 struct cs_thread *cs_self(void) {
     uint8_t *environment = (uint8_t *)NtCurrentTeb();
     if (cs_slots_wide) {
-        if (!*(uint8_t **)(environment + CS_TEB_EXPANSION_SLOTS))
-            TlsSetValue(first_slot, NULL); /* makes the array */
-        environment = *(uint8_t **)(environment + CS_TEB_EXPANSION_SLOTS);
+        uint8_t **expansion = (uint8_t **)(environment + CS_TEB_EXPANSION_SLOTS);
+        if (!*expansion) /* made as TlsSetValue makes it; the end of the thread frees it */
+            *expansion = RtlAllocateHeap(heap, HEAP_ZERO_MEMORY, CS_EXPANSION_SLOT_COUNT * sizeof(void *));
+        environment = *expansion;
     }
     struct cs_thread *self = (struct cs_thread *)(environment + cs_slots_offset);
     if (!self->block)
@@ -60,7 +62,7 @@ void cs_system_restore_signals(uint64_t saved) {
 }
 
 uint32_t cs_system_pid(void) {
-    return GetCurrentProcessId();
+    return (uint32_t)__readgsqword(CS_TEB_PROCESS_ID);
 }
 
 uint32_t cs_system_parent_pid(void) {
@@ -70,7 +72,7 @@ uint32_t cs_system_parent_pid(void) {
 }
 
 uint32_t cs_system_tid(void) {
-    return GetCurrentThreadId();
+    return (uint32_t)__readgsqword(CS_TEB_THREAD_ID);
 }
 
 bool cs_system_thread_gone(uint32_t pid, uint32_t tid) {

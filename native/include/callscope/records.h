@@ -229,7 +229,7 @@ struct cs_plan_header {
     uint32_t image_kind;
     uint64_t moved_offset; /* moved records */
     uint32_t moved_count;
-    uint32_t reserved;
+    uint32_t checksum; /* FNV-1a of the header before this field */
 };
 _Static_assert(sizeof(struct cs_plan_header) == 192, "plan_header");
 
