@@ -242,7 +242,7 @@ PLAN_HEADER = np.dtype(
         ("image_kind", "<u4"),
         ("moved_offset", "<u8"),
         ("moved_count", "<u4"),
-        ("reserved", "<u4"),
+        ("checksum", "<u4"),
     ]
 )
 

@@ -15,6 +15,7 @@ import numpy as np
 from iced_x86 import Decoder, FlowControl, Instruction, OpKind
 
 from callscope import format as records
+from callscope.patching.planfile import header_checksum
 
 DELTA = 0x4000000
 """Trampolines begin this far above the image's first byte, or below when it is negative (`small_plan`)."""
@@ -170,5 +171,6 @@ def write_plan(build: _Build, output: Path, functions: int, span: int, text: tup
     }
     for name, value in values.items():
         header[name] = value
+    header["checksum"] = header_checksum(header)
     content = header.tobytes() + tables
     output.write_bytes(content + bytes(int(header["region_offset"][0]) - len(content)) + bytes(build.code))

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from callscope import format as records
+from callscope.patching.planfile import header_checksum
 from tests.builders.agent_session import Event, Session
 from tests.builders.compilers import TARGETS, compile_program, have
 from tests.builders.small_plan import small_plan
 
 pytestmark = [
     pytest.mark.skipif(not have("gcc", "nm", "readelf"), reason="needs gcc and binutils"),
-    pytest.mark.long,  # reading whole traces of many threads event by event takes minutes and gigabytes
 ]
 
 Traced = Callable[..., Session]
@@ -384,6 +384,7 @@ def test_damaged_plans_are_refused(
     data = bytearray(plan.read_bytes())
     header = np.frombuffer(data, records.PLAN_HEADER, 1)
     header[damage][0] = int(header[damage][0]) * 3 + 12345
+    header["checksum"] = header_checksum(header)
     broken = tmp_path / "broken.plan"
     broken.write_bytes(data)
     with session((program, broken)) as traced:

@@ -104,6 +104,7 @@ def plan_bytes(plan: Plan) -> bytes:
     }.items():
         header[name] = value
     header["build_id"] = _build_id(plan.image.build_id)
+    header["checksum"] = header_checksum(header)
     out = bytearray(region_offset)
     for offset, data in (
         (0, header.tobytes()),
@@ -116,9 +117,17 @@ def plan_bytes(plan: Plan) -> bytes:
     return bytes(out + region)
 
 
+def header_checksum(header: NDArray[np.void]) -> int:
+    """What a PLAN_HEADER's last field holds: FNV-1a, 32 bits (draft-eastlake-fnv, section 2), of the bytes before it."""
+    value = 0x811C9DC5
+    for byte in header.tobytes()[: fmt.PLAN_HEADER.fields["checksum"][1]]:  # type: ignore[index]
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value
+
+
 class _Frames(NamedTuple):
-    """Unwind information of a region: `data` at `offset` in it, of which `table_bytes` are the part that is registered;
-    `symbols` lie before it.
+    """Unwind information of a region: `data` at `offset` in it, of which `table_bytes` are what is registered; `symbols`
+    lie before it.
     """
 
     offset: int
