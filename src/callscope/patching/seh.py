@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from iced_x86 import Code, Instruction, OpKind, Register
+from iced_x86 import Code, Instruction, Register
 from numpy.typing import NDArray
 
 from callscope.binary import disassembly as dis
-from callscope.binary.pe_unwind import ALLOC_SMALL, IS_CHAINED, PUSH, SET_FRAME, Fragment, UnwindTable
+from callscope.binary.pe_unwind import ALLOC_SMALL, IS_CHAINED, PUSH, SET_FRAME, UnwindTable
 from callscope.patching.emit import Piece
 from callscope.patching.frames import Frames
 from callscope.patching.text import Text
@@ -73,7 +73,7 @@ class SehFrames(Frames):
         index = self._fragment(rva)
         if index is None:
             return 8
-        rest = self._epilogues(index).get(rva)
+        rest = self._still_pushed(rva)
         return super().stack_offset(rva) if rest is None else 8 + 8 * len(rest)
 
     def records(self, piece: Piece) -> list[tuple[int, bytes]]:
@@ -102,7 +102,7 @@ class SehFrames(Frames):
         index = self._fragment(rva)
         if index is None:
             return _BARE
-        rest = self._epilogues(index).get(rva)
+        rest = self._still_pushed(rva)
         if rest is not None:
             return _State(b"".join(bytes([0, PUSH | register << 4]) for register in rest), 0, None)
         fragment = self._table.fragments[index]
@@ -116,59 +116,45 @@ class SehFrames(Frames):
         frame = info.frame if any(code.operation == SET_FRAME for code in done) else 0
         return _State(codes, frame, info.chained)
 
-    def _find_epilogues(self, index: int) -> dict[int, tuple[int, ...]]:
-        """Address of each instruction of a fragment's epilogues behind the first -> the registers still to pop."""
-        fragment = self._table.fragments[index]
-        function = self._text.function_at(fragment.begin)
-        end = fragment.end if function is None else min(fragment.end, self._text.ends[function])
-        code = self._text.decode(fragment.begin, end)
-        depth, frame = self._depth(fragment)
+    def _still_pushed(self, rva: int) -> tuple[int, ...] | None:
+        """The registers that an epilogue has still to pop at an address; None where the frame is whole."""
+        function = self._text.function_at(rva)
+        return None if function is None else self._epilogues(function).get(rva)
+
+    def _find_epilogues(self, function: int) -> dict[int, tuple[int, ...]]:
+        """Address of each instruction of a function's epilogues behind the first -> the registers still to pop.
+
+        An epilogue may begin in one fragment of the function and end in another.
+        """
+        begin, end = self._text.starts[function], self._text.ends[function]
+        code = self._text.instructions(function)
         found: dict[int, tuple[int, ...]] = {}
         for position, last in enumerate(code):
             kind = dis.KINDS[last.code]
             if kind not in (dis.RET, dis.JUMP, dis.INDIRECT_JUMP):
                 continue
+            if kind == dis.JUMP and begin < last.near_branch_target < end:
+                continue
             first = position
             while first and code[first - 1].code == Code.POP_R64:
                 first -= 1
-            pops = [_NUMBER[instruction.op0_register] for instruction in code[first:position]]
-            released = _released(code[first - 1], frame) if first else None
-            if released is not None and released + 8 * len(pops) + 8 == (depth if frame is None else frame[1]):
-                start = first
-            elif 8 * len(pops) + 8 == depth and frame is None:
-                start = first + 1
-            elif kind == dis.RET:
-                start = position
-            else:
-                continue
-            for place in range(start, position + 1):
-                found[code[place].ip] = tuple(pops[place - first :])
+            if kind == dis.RET or first < position or self._is_released(code[:first], last.ip):
+                pops = tuple(_NUMBER[instruction.op0_register] for instruction in code[first:position])
+                found |= {code[place].ip: pops[place - first :] for place in range(first, position + 1)}
         return found
 
-    def _depth(self, fragment: Fragment) -> tuple[int, tuple[int, int] | None]:
-        """Bytes from the stack pointer to the canonical frame address in a fragment's body, and (frame register,
-        distance from its value) where there is one.
-        """
-        depth, frame = 8, None
-        for code in reversed(self._table.whole_codes(fragment.info)):
+    def _is_released(self, before: list[Instruction], place: int) -> bool:
+        """Whether the instructions `before` a place leave nothing but the return address of the frame."""
+        depth, frame = 8, False
+        index = self._fragment(before[-1].ip if before else place)
+        for code in self._table.whole_codes(self._table.fragments[index].info) if index is not None else ():
             depth += code.size
-            if code.operation == SET_FRAME:
-                frame = (fragment.info.frame & 15, depth - (fragment.info.frame >> 4) * 16)
-        return depth, frame
-
-
-def _released(instruction: Instruction, frame: tuple[int, int] | None) -> int | None:
-    """By how much an `add rsp` raises the stack pointer, or how far above the frame register `lea rsp` puts it."""
-    if instruction.op0_register != Register.RSP:
-        return None
-    if frame is None:
-        if instruction.code not in _ADDS or instruction.op1_kind not in (OpKind.IMMEDIATE8TO64, OpKind.IMMEDIATE32TO64):
-            return None
-        return instruction.immediate(1)
-    if instruction.code == Code.LEA_R64_M and _NUMBER.get(instruction.memory_base) == frame[0]:
-        displacement = instruction.memory_displacement
-        return displacement - (1 << 64) if displacement >> 63 else displacement
-    return 0 if instruction.code in _MOVES and _NUMBER.get(instruction.op1_register) == frame[0] else None
+            frame |= code.operation == SET_FRAME
+        if not before or before[-1].op0_register != Register.RSP:
+            return depth == 8
+        if before[-1].code in _ADDS:
+            return depth == 8 + before[-1].immediate(1)
+        return before[-1].code in _MOVES or (frame and before[-1].code == Code.LEA_R64_M)
 
 
 def join_table(records: list[bytes], starts: NDArray[np.int64], table_offset: int, delta: int) -> bytes:
