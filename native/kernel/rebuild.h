@@ -2,7 +2,7 @@
  *
  * One `struct cs_rebuild` rebuilds the calls of one thread. It is fed the thread's chunks in order and keeps the frames
  * that are open; docs/calls-table.md says how parents, endings, gaps and stack regions are decided, and
- * tests/builders/rebuild_twin.py says the same in slow plain Python.
+ * tests/unit/test_rebuild.py has each rule as an example.
  *
  * A call's row is written when it starts, its end is known later. So a thread is gone through twice. The first pass
  * counts, builds the table of paths, and notes the late values: the ends of calls that were still open when their block

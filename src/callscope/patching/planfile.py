@@ -118,7 +118,7 @@ def plan_bytes(plan: Plan) -> bytes:
 
 
 def header_checksum(header: NDArray[np.void]) -> int:
-    """What a PLAN_HEADER's last field holds: FNV-1a, 32 bits (draft-eastlake-fnv, section 2), of the bytes before it."""
+    """The last field of a PLAN_HEADER: FNV-1a, 32 bits (draft-eastlake-fnv, section 2), of the bytes before it."""
     value = 0x811C9DC5
     for byte in header.tobytes()[: fmt.PLAN_HEADER.fields["checksum"][1]]:  # type: ignore[index]
         value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
@@ -126,7 +126,7 @@ def header_checksum(header: NDArray[np.void]) -> int:
 
 
 class _Frames(NamedTuple):
-    """Unwind information of a region: `data` at `offset` in it, of which `table_bytes` are what is registered; `symbols`
+    """Unwind information of a region: `data` at `offset` in it, `table_bytes` of which are registered; `symbols`
     lie before it.
     """
 
