@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from callscope.cli.commands import COMMANDS
+from callscope.cli.main import callscope_command
 from callscope.cli.record import record
 from callscope.cli.run import run
 
@@ -19,6 +20,21 @@ def options(command: click.Command) -> set[str]:
 
 def test_every_command_has_a_word() -> None:
     assert [name for name in COMMANDS if f"callscope {name}" not in PAGES] == []
+
+
+def test_every_option_of_the_reading_commands_has_a_word() -> None:
+    page = (ROOT / "docs/reading.md").read_text() + (ROOT / "docs/export.md").read_text()
+    for name in set(COMMANDS) - {"record", "run"}:
+        assert isinstance(callscope_command, click.Group)
+        command = callscope_command.get_command(click.Context(callscope_command), name)
+        assert command is not None
+        missing = [
+            option.opts
+            for option in command.params
+            if isinstance(option, click.Option)
+            and not any(f"`{opt}" in page or f" {opt} " in page for opt in option.opts)
+        ]
+        assert not missing, name
 
 
 def test_every_option_of_record_has_a_row() -> None:
