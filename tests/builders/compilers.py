@@ -18,10 +18,15 @@ ZIG_FLAGS = ["-fno-sanitize=undefined", "-Wno-everything", "-g"]
 GCC_FLAGS = ["-w"]
 
 
+def zig_command(language: str) -> list[str]:
+    """The command of zig for `language` "c" or "c++"."""
+    return [sys.executable, "-m", "ziglang", "c++" if language == "c++" else "cc", *ZIG_FLAGS]
+
+
 def compiler_command(compiler: str, language: str) -> list[str]:
     """The command of `compiler` for `language` "c" or "c++"."""
     if compiler == "zig":
-        return [sys.executable, "-m", "ziglang", "c++" if language == "c++" else "cc", *ZIG_FLAGS]
+        return zig_command(language)
     return ["g++" if language == "c++" else "gcc", *GCC_FLAGS]
 
 

@@ -13,8 +13,11 @@
 
 static volatile long counted;
 
+extern "C" long fib(long n);
+static long (*volatile again)(long) = fib; // compilers inline recursion
+
 extern "C" NOINLINE long fib(long n) {
-    return n < 2 ? n : fib(n - 1) + fib(n - 2);
+    return n < 2 ? n : again(n - 1) + again(n - 2);
 }
 
 struct Guard {

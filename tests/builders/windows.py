@@ -1,0 +1,73 @@
+"""Windows programs for tests: compiled by mingw-w64 or by zig, run by Wine in a prefix of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from callscope.binary.open import open_image
+from callscope.errors import RecordError
+from callscope.recording.wine import find_wine
+from tests.builders.compilers import TARGETS, have, zig_command
+
+MINGW = {"c": "x86_64-w64-mingw32-gcc", "c++": "x86_64-w64-mingw32-g++"}
+WINDOWS_COMPILERS = ("mingw", "zig")
+
+
+def lacking() -> str | None:
+    """Why no Windows program can be run here; None when it can."""
+    try:
+        find_wine()
+    except RecordError as error:
+        return str(error)
+    return None if have(*MINGW.values()) else "mingw-w64 is not installed (Debian: g++-mingw-w64-x86-64-win32)"
+
+
+def make_prefix(directory: Path) -> dict[str, str]:
+    """The environment of a new Wine prefix in `directory`, ready to run programs."""
+    environment = {"WINEPREFIX": str(directory / "wine"), "WINEDEBUG": "-all", "NODE_SKIP_PLATFORM_CHECK": "1"}
+    for arguments in (["wineboot", "-i"], ["winecfg", "-v", "win10"]):
+        subprocess.run(
+            [find_wine(), *arguments], env=os.environ | environment, capture_output=True, check=True, timeout=240
+        )
+    return environment
+
+
+def compile_windows(name: str, output: Path, flags: Sequence[str] = ("-O2",), compiler: str = "mingw") -> Path:
+    """`output`, built from the file `name` of tests/targets; AssertionError with the compiler's words."""
+    language = "c++" if name.endswith(".cpp") else "c"
+    if compiler == "mingw":
+        command = [MINGW[language], "-w", "-static"]
+    else:
+        command = [*zig_command(language), "-target", "x86_64-windows-gnu"]
+    done = subprocess.run([*command, f"-I{TARGETS}", *flags, "-o", str(output), str(TARGETS / name)],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[:3000]}"
+    return output
+
+
+@contextmanager
+def keep_alive(program: Path, environment: dict[str, str]) -> Iterator[None]:
+    """Keep Wine's services running: a program that has to start them leaves them its output for five seconds."""
+    nowhere = subprocess.DEVNULL
+    with subprocess.Popen(
+        [find_wine(), str(program), "sleep", "3600"],
+        env=os.environ | environment,
+        stdin=nowhere,
+        stdout=nowhere,
+        stderr=nowhere,
+    ) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def symbol_rva(program: Path, name: str) -> int:
+    """Where a function of a program built by mingw lies, relative to its image."""
+    lines = subprocess.run(["nm", str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
+    addresses = {words[2]: int(words[0], 16) for words in map(str.split, lines) if len(words) == 3}
+    return addresses[name] - open_image(program).base

@@ -1,0 +1,157 @@
+"""Windows programs under Wine, untraced and traced: what they print and how they end must be the same."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from callscope.recording.wine import find_wine
+from callscope.trace.journal import ModuleLoad, ModuleUnload, ProcessStart
+from callscope.trace.open import open_trace
+from tests.builders.tracing import Outcome, callscope, read_calls, run_plain, run_traced, traced_threads
+from tests.builders.windows import (
+    WINDOWS_COMPILERS,
+    compile_windows,
+    keep_alive,
+    lacking,
+    make_prefix,
+    symbol_rva,
+)
+
+pytestmark = pytest.mark.skipif(lacking() is not None, reason=lacking() or "")
+FIB_15_CALLS = 1973
+MODES = ("exceptions", "faults", "walks", "fibers", "threads 6", "slots", "child", "terminate", "uncaught")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A Wine prefix and the programs of this module. `cache`: of plans."""
+
+    environment: dict[str, str]
+    programs: dict[str, Path]
+    plugin: Path
+    cache: Path
+
+    def plain(self, *command: str | Path) -> Outcome:
+        """Run a program untraced."""
+        return run_plain([find_wine(), *command], env=os.environ | self.environment)
+
+    def traced(self, trace: Path, *command: str | Path, **recording: object) -> Outcome:
+        """Record a program."""
+        return run_traced(command, trace, self.cache, recording=recording, env=self.environment)
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory, plan_cache: Path) -> Iterator[Windows]:
+    directory = tmp_path_factory.mktemp("windows")
+    environment = make_prefix(directory)
+    program = compile_windows("windows_program.cpp", directory / "program.exe")
+    plugin = compile_windows("windows_plugin.c", directory / "plugin.dll", ("-O2", "-shared"))
+    with keep_alive(program, environment):
+        yield Windows(environment, {"mingw": program}, plugin, plan_cache)
+    run_plain(["wineserver", "-k"], env=os.environ | environment)
+
+
+def calls_of(trace: Path, program: Path, function: str) -> int:
+    """How many calls of a function the trace has."""
+    rva = symbol_rva(program, function)
+    return sum(int((thread.addresses == rva).sum()) for thread in traced_threads(trace, program.name))
+
+
+def same(plain: Outcome, traced: Outcome) -> None:
+    """Assert that a program did the same. Standard error is left out: Wine's own programs write there, too."""
+    assert traced.output == plain.output
+    assert traced.status == plain.status, traced.errors
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_behaves_as_untraced(mode: str, windows: Windows, tmp_path: Path) -> None:
+    command: list[str | Path] = [windows.programs["mingw"], *mode.split()]
+    plain = windows.plain(*command)
+    same(plain, windows.traced(tmp_path / "t", *command))
+    assert read_calls(tmp_path / "t", ["call_id"])
+
+
+@pytest.mark.parametrize("options", [{"clock": "none"}, {"keep_last": 4 << 20}, {"max_depth": 3}, {"modules": ["all"]}],
+                         ids=["no clock", "keep last", "depth", "all"])  # fmt: skip
+@pytest.mark.parametrize("mode", ["exceptions", "threads 3"])
+def test_behaves_as_untraced_with_options(
+    mode: str, options: dict[str, object], windows: Windows, tmp_path: Path
+) -> None:
+    command: list[str | Path] = [windows.programs["mingw"], *mode.split()]
+    same(windows.plain(*command), windows.traced(tmp_path / "t", *command, **options))
+    assert read_calls(tmp_path / "t", ["call_id"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
+def test_behaves_as_untraced_when_built_by_clang(mode: str, windows: Windows, tmp_path: Path) -> None:
+    program = windows.programs.get("zig") or compile_windows(
+        "windows_program.cpp", windows.plugin.with_name("clang.exe"), compiler=WINDOWS_COMPILERS[1]
+    )
+    windows.programs["zig"] = program
+    command: list[str | Path] = [program, *mode.split()]
+    same(windows.plain(*command), windows.traced(tmp_path / "t", *command))
+
+
+def test_every_call_is_recorded(windows: Windows, tmp_path: Path) -> None:
+    outcome = windows.traced(tmp_path / "t", windows.programs["mingw"], "fib", "15")
+    assert (outcome.output, outcome.status) == ("fib 610\n", 7)
+    assert calls_of(tmp_path / "t", windows.programs["mingw"], "fib") == FIB_15_CALLS
+
+
+def test_arguments_arrive_as_untraced(windows: Windows, tmp_path: Path) -> None:
+    directory = windows.plugin.parent
+    program = compile_windows("windows_arguments.c", directory / "with a space.exe")
+    command: list[str | Path] = [program, "a b", 'q"x\\', "", "é", "--", "%PATH%"]
+    same(windows.plain(*command), windows.traced(tmp_path / "t", *command))
+
+
+def test_libraries_that_come_and_go_are_planned_late(windows: Windows, tmp_path: Path) -> None:
+    command: list[str | Path] = [windows.programs["mingw"], "libraries", str(windows.plugin)]
+    plain = windows.plain(*command)
+    same(plain, windows.traced(tmp_path / "t", *command, modules=["main", "plugin.dll"]))
+    assert calls_of(tmp_path / "t", windows.plugin, "plugin_work") == 20
+    journal = open_trace(tmp_path / "t").journal
+    loads = [r for r in journal if isinstance(r, ModuleLoad) and r.path == str(windows.plugin)]
+    unloads = {r.tsc for r in journal if isinstance(r, ModuleUnload) and r.base == loads[0].base}
+    assert len(loads) == 20
+    assert all(any(a.tsc < end < b.tsc for end in unloads) for a, b in itertools.pairwise(loads))
+
+
+def test_children_are_followed_or_not(windows: Windows, tmp_path: Path) -> None:
+    command: list[str | Path] = [windows.programs["mingw"], "child"]
+    processes = {}
+    for follow in (True, False):
+        trace = tmp_path / str(follow)
+        windows.traced(trace, *command, follow=follow)
+        processes[follow] = [r for r in open_trace(trace).journal if isinstance(r, ProcessStart)]
+    assert [len(found) for found in processes.values()] == [2, 1]
+    parent, child = processes[True]
+    assert child.ppid == parent.pid
+    assert child.parent_process == parent.process
+
+
+def test_sudden_ends_lose_nothing(windows: Windows, tmp_path: Path) -> None:
+    outcome = windows.traced(tmp_path / "t", windows.programs["mingw"], "terminate")
+    assert outcome.status == 33
+    assert calls_of(tmp_path / "t", windows.programs["mingw"], "fib") == FIB_15_CALLS
+
+
+def test_threads_have_their_own_chunks(windows: Windows, tmp_path: Path) -> None:
+    windows.traced(tmp_path / "t", windows.programs["mingw"], "threads", "5")
+    columns = read_calls(tmp_path / "t", ["function_id", "depth"])
+    workers = [rows for rows in columns.values() if 20 < len(rows["depth"]) < 5000]
+    assert len(workers) >= 40
+    assert all(np.any(rows["depth"] > 3) for rows in workers)
+
+
+def test_modules_in_reports(windows: Windows, tmp_path: Path) -> None:
+    windows.traced(tmp_path / "t", windows.programs["mingw"], "fib", "15")
+    modules = callscope(["modules", tmp_path / "t"], windows.cache)
+    assert str(windows.programs["mingw"]) in modules.output
+    assert "/kernel32.dll" in modules.output
