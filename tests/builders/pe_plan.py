@@ -15,7 +15,7 @@ from callscope import format as fmt
 from callscope.binary.pe import PeImage
 from callscope.patching.planfile import plan_bytes
 from callscope.patching.planner import Plan
-from tests.builders.windows_unwinder import Caller, Read, Table, unwind
+from tests.builders.windows_unwinder import Caller, Read, Table, Value, frame_distance, unwind
 
 
 @dataclass
@@ -98,6 +98,16 @@ class PatchedImage:
         frames = int(self.header["frames"])
         return Table(self.region[frames : frames + int(self.header["frames_bytes"])])
 
+    def same(self, original: int, now: int) -> bool:
+        """Whether unwinding leads to the same caller from `original` in the untouched image and from `now` in this one.
+
+        What a prologue stored elsewhere than by pushes is not compared: an epilogue loads it before the unwinder knows.
+        """
+        entry = self.functions.lookup(original)
+        frame = None if entry is None else frame_distance(self.read_original, entry)
+        first, second = (_by_stack_pointer(caller, frame) for caller in (self.before(original), self.after(now)))
+        return first == second
+
     def before(self, rip: int) -> Caller:
         """Unwinding from an address of the untouched image."""
         return self._unwind(self.read_original, rip)
@@ -136,10 +146,10 @@ class PatchedImage:
             start += (len(part.code) + 63) & -64
 
 
-def same(first: Caller, second: Caller) -> bool:
-    """Whether two ways of unwinding lead to the same caller.
+def _by_stack_pointer(caller: Caller, frame: Value | None) -> tuple[Value, dict[str, Value]]:
+    """The same with values relative to the frame register as what they are relative to the stack pointer."""
 
-    A register that one reads from where the prologue stored it, the other may leave as it is: inside an epilogue it has
-    been loaded from there already.
-    """
-    return first.rsp == second.rsp and first.pushed == second.pushed
+    def value(found: Value) -> Value:
+        return ("rsp", found[1] + frame[1]) if frame and found[0] == frame[0] else found
+
+    return value(caller.rsp), {name: value(place) for name, place in caller.pushed.items()}

@@ -68,6 +68,38 @@ def unwind(read: Read, entry: tuple[int, int, int] | None, rip: int) -> Caller:
     return caller
 
 
+def frame_distance(read: Read, entry: tuple[int, int, int]) -> Value | None:
+    """The frame register of a function and how far above the stack pointer it is in the body; None without one."""
+    while True:
+        at = entry[2]
+        head, _, count, frame_byte = read(at, 4)
+        distance, found = 16 * (frame_byte >> 4), False
+        for operation, info, operand in reversed(_operations(read(at + 4, 2 * count), 255)):
+            if found:
+                moved = Caller()
+                _undo(moved, ("", 0), operation, info, operand)
+                distance += moved.rsp[1]
+            found |= operation == 3
+        if found:
+            return NAMES[frame_byte & 15], distance
+        if not head >> 3 & 4:
+            return None
+        entry = struct.unpack("<III", read(at + 4 + 2 * (count + (count & 1)), 12))
+
+
+def _operations(codes: bytes, reached: int) -> list[tuple[int, int, int]]:
+    """(operation, info, operand) of the unwind codes whose instructions end at `reached` or before."""
+    found = []
+    index = 0
+    while index < len(codes):
+        offset, operation, info = codes[index], codes[index + 1] & 15, codes[index + 1] >> 4
+        slots = 2 + (info != 0) if operation == 1 else _SLOTS[operation]
+        if offset <= reached:
+            found.append((operation, info, int.from_bytes(codes[index + 2 : index + 2 * slots], "little")))
+        index += 2 * slots
+    return found
+
+
 def _epilogue(read: Read, caller: Caller, rip: int, begin: int, end: int, frame_register: int) -> bool:
     """Execute what is ahead when it is an epilogue."""
     done = Caller()
@@ -123,19 +155,12 @@ def _prologue(read: Read, caller: Caller, rip: int, begin: int, at: int) -> None
         codes = read(at + 4, 2 * count)
         assert head & 7 in (1, 2) and len(codes) == 2 * count
         reached = rip - begin if 0 <= rip - begin < size else 255
-        operations = []
-        index = 0
-        while index < len(codes):
-            offset, operation, info = codes[index], codes[index + 1] & 15, codes[index + 1] >> 4
-            slots = 2 + (info != 0) if operation == 1 else _SLOTS[operation]
-            if offset <= reached:
-                operations.append((operation, info, codes[index + 2 : index + 2 * slots]))
-            index += 2 * slots
+        operations = _operations(codes, reached)
         if frame is None:
             set_up = any(operation == 3 for operation, _, _ in operations) or reached == 255 or head >> 3 & 4
             frame = (NAMES[frame_byte & 15], -16 * (frame_byte >> 4)) if frame_byte and set_up else caller.rsp
         for operation, info, operand in operations:
-            _undo(caller, frame, operation, info, int.from_bytes(operand, "little"))
+            _undo(caller, frame, operation, info, operand)
         if not head >> 3 & 4:
             return
         begin, _, at = struct.unpack("<III", read(at + 4 + 2 * (count + (count & 1)), 12))

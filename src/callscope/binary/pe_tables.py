@@ -39,6 +39,8 @@ _MOST_IMPORTS = 1 << 18
 _MOST_NAMES = 1 << 20
 _MOST_SYMBOLS = 1 << 22
 _LONGEST_NAME = 16384
+_MOST_CHARACTERS = 1 << 26
+"""of all names of a table: names may overlap in a file made to exhaust memory"""
 _HASH_FACTOR = 0x100000001B3
 _COLD_NAME = re.compile(r"\.cold(?:\.\d+)?$")
 
@@ -67,6 +69,7 @@ class NamedAddresses:
 def read_imports(read: Reader, directory: tuple[int, int], delayed: tuple[int, int]) -> list[Import]:
     """All imports, those of libraries loaded late included; `directory`, `delayed`: (rva, size)."""
     found: list[Import] = []
+    strings = _Strings(read)
     # (bytes of a descriptor, offsets in it of the library's name, the names' table and the addresses' table)
     for (rva, size), width, places in ((directory, 20, (12, 0, 16)), (delayed, 32, (4, 16, 12))):
         table = read(rva, min(size, width * _MOST_DESCRIPTORS)) if size else b""
@@ -74,16 +77,17 @@ def read_imports(read: Reader, directory: tuple[int, int], delayed: tuple[int, i
             library, names, slots = (_word(table, at + place) for place in places)
             if not library or not slots:
                 break
-            found += _imports_of(read, _string(read, library), names or slots, slots, _MOST_IMPORTS - len(found))
+            found += _imports_of(read, strings, (library, names or slots, slots), _MOST_IMPORTS - len(found))
     return found
 
 
-def _imports_of(read: Reader, library: str, names: int, slots: int, most: int) -> Iterator[Import]:
+def _imports_of(read: Reader, strings: _Strings, places: tuple[int, int, int], most: int) -> Iterator[Import]:
+    library, names, slots = strings.at(places[0]), *places[1:]
     for index in range(most):
         entry = int.from_bytes(read(names + 8 * index, 8), "little")
         if not entry:
             return
-        name = "" if entry >> 63 else _string(read, (entry & 0x7FFFFFFF) + 2)
+        name = "" if entry >> 63 else strings.at((entry & 0x7FFFFFFF) + 2)
         yield Import(slots + 8 * index, library, name)
 
 
@@ -105,7 +109,8 @@ def read_exports(read: Reader, directory: tuple[int, int]) -> NamedAddresses:
     found = addresses[numbers[known]]
     elsewhere = (found >= rva) & (found < rva + size)
     chosen = name_rvas[known][~elsewhere].tolist()
-    return NamedAddresses(found[~elsewhere], [_string(read, name) for name in chosen])
+    strings = _Strings(read)
+    return NamedAddresses(found[~elsewhere], [strings.at(name) for name in chosen])
 
 
 def read_relocations(read: Reader, directory: tuple[int, int]) -> NDArray[np.int64]:
@@ -128,7 +133,8 @@ def read_symbols(data: memoryview, tables: Tables) -> NamedAddresses:
     offset, count = int(tables.header["symbol_offset"]), int(tables.header["symbol_count"])
     raw = bytes(data[offset : offset + min(count, _MOST_SYMBOLS) * SYMBOL.itemsize]) if offset else b""
     records = np.frombuffer(raw[: len(raw) // SYMBOL.itemsize * SYMBOL.itemsize], SYMBOL)
-    strings = data[offset + count * SYMBOL.itemsize :]
+    table = data[offset + count * SYMBOL.itemsize :]
+    strings = _Strings(lambda place, size: bytes(table[place : place + size]))
     auxiliary = records["auxiliary"].tolist()
     real = []
     at = 0
@@ -143,10 +149,10 @@ def read_symbols(data: memoryview, tables: Tables) -> NamedAddresses:
     return NamedAddresses(rva, [_symbol_name(bytes(name), strings) for name in records["name"]])
 
 
-def _symbol_name(name: bytes, strings: memoryview) -> str:
+def _symbol_name(name: bytes, strings: _Strings) -> str:
     if name[:4] != bytes(4):
         return name.rstrip(b"\0").decode("utf-8", "replace")
-    return string_at(strings, int.from_bytes(name[4:], "little"), _LONGEST_NAME)
+    return strings.at(int.from_bytes(name[4:], "little"))
 
 
 def identity(read: Reader, tables: Tables, debug: tuple[int, int], functions: tuple[int, int]) -> bytes:
@@ -186,7 +192,18 @@ def _words(data: bytes, kind: str) -> NDArray[np.int64]:
     return np.frombuffer(data[: len(data) // width * width], kind).astype(np.int64)
 
 
-def _string(read: Reader, rva: int) -> str:
-    """The NUL-terminated string at `rva`."""
-    short = read(rva, 256)
-    return string_at(short if b"\0" in short else read(rva, _LONGEST_NAME), 0, _LONGEST_NAME)
+class _Strings:
+    """NUL-terminated strings of a file; "" once they are more than any file has."""
+
+    def __init__(self, read: Reader) -> None:
+        self._read = read
+        self._left = _MOST_CHARACTERS
+
+    def at(self, place: int) -> str:
+        """The string at an rva or offset."""
+        if self._left <= 0:
+            return ""
+        short = self._read(place, 256)
+        text = string_at(short if b"\0" in short else self._read(place, _LONGEST_NAME), 0, _LONGEST_NAME)
+        self._left -= len(text)
+        return text

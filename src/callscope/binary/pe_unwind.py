@@ -6,6 +6,7 @@ UNWIND_INFO, UNWIND_CODE. Addresses are relative to the image's base.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,6 +90,7 @@ class UnwindTable:
     def __init__(self, image: PeImage) -> None:
         self._image = image
         self._known: dict[int, UnwindInfo | None] = {}
+        self._states: dict[tuple[int, int, int] | None, _State] = {}
         self.fragments: list[Fragment] = []
         self.damaged: list[tuple[int, int]] = []
         for begin, end, unwind in pe_functions(image).tolist():
@@ -138,6 +140,16 @@ class UnwindTable:
             codes += info.codes
         return codes
 
+    def _before(self, chained: tuple[int, int, int] | None) -> _State:
+        """The frame that a fragment chained to an entry begins with."""
+        if chained not in self._states:
+            state = _State()
+            found = None if chained is None else self._resolve(*chained)
+            for code in reversed(self.whole_codes(found[1])) if found else ():
+                state.apply(code, found[1].frame if found else 0)
+            self._states[chained] = state
+        return self._states[chained]
+
     @cached_property
     def frames(self) -> FrameTable:
         """The same as call frame information: one entry a function, with the fragments that follow it immediately.
@@ -179,10 +191,7 @@ class UnwindTable:
     def _rows(self, fragment: Fragment) -> list[tuple[int, int, int, int]]:
         """(rva, CFA_*, DWARF register, offset) where the frame changes in a fragment; the first at its begin."""
         info = fragment.info
-        before = self.whole_codes(info)[len(info.codes) :]
-        state = _State()
-        for code in reversed(before):
-            state.apply(code, info.frame)
+        state = copy(self._before(info.chained))
         rows = {fragment.begin: state.row()}
         for code in reversed(info.codes):
             state.apply(code, info.frame)
@@ -321,7 +330,7 @@ def handler_targets(image: PeImage, table: UnwindTable) -> LandingPads:
         count = int.from_bytes(image.read(data, 4), "little")
         if _is_exception_table(image.read(data, 16)):
             fdes["lsda"][index] = data
-        elif 0 < count <= _MOST_SCOPES:
+        elif 0 < count <= _MOST_SCOPES and begin <= int.from_bytes(image.read(data + 4, 4), "little") < end:
             raw = image.read(data + 4, 16 * count)
             scopes = np.frombuffer(raw[: len(raw) // 16 * 16], "<u4").reshape(-1, 4)
             inside = (scopes[:, 0] >= begin) & (scopes[:, 0] < scopes[:, 1]) & (scopes[:, 1] <= end)

@@ -130,7 +130,7 @@ def compact_rules(table: FrameTable) -> NDArray[np.void]:
     values = np.concatenate([rules, np.zeros(len(ends), np.uint32)])
     order = np.lexsort((values != 0, places))  # where one entry ends and the next begins, the beginning counts
     places, values = places[order], values[order]
-    last = np.append(places[1:] != places[:-1], True)
+    last = np.append(places[1:] != places[:-1], True)[: len(places)]
     places, values = places[last], values[last]
     changed = np.append(True, values[1:] != values[:-1])[: len(values)]
     out = np.zeros(int(changed.sum()), fmt.CFA_ROW)
