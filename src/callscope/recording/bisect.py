@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from callscope.binary.elf import read_image
+from callscope.binary.open import open_image
 from callscope.binary.symbols import open_symbols
 from callscope.errors import CallscopeError, RecordError
 from callscope.recording.options import RecordOptions
@@ -174,7 +174,7 @@ def _units(functions: Sequence[Function]) -> Units:
 def function_rule(function: Function) -> str:
     """How an exclude file names a function: by module and address, for names need not be unique."""
     path, rva = function
-    return f"{PurePath(path).name}!{read_image(path).base + rva:#x}"
+    return f"{PurePath(path).name}!{open_image(path).base + rva:#x}"
 
 
 def culprit(function: Function, why: str) -> Culprit:

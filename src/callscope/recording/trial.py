@@ -24,6 +24,7 @@ from callscope.recording.options import RecordOptions
 from callscope.recording.preflight import check_program
 from callscope.recording.record import record
 from callscope.recording.rules import Functions, Rules
+from callscope.recording.wine import find_wine
 
 KEPT = 16 << 20
 """Bytes of events a trial keeps: nobody reads them."""
@@ -80,10 +81,13 @@ class Trials:
     def plain(self) -> Behaviour:
         """Run it untraced. Raises CallscopeError when it cannot be run."""
         target = check_program(self.options.command)
+        path, command = target.path, self.options.command
+        if target.image.is_pe:
+            path = find_wine()
+            command = (path, target.path, *command[1:])
 
         def run(_: Connection) -> int:
-            pid = os.posix_spawn(target.path, self.options.command, os.environ)
-            return wait_program(pid)
+            return wait_program(os.posix_spawn(path, command, os.environ))
 
         return self._run(run)[0]
 
