@@ -1,14 +1,17 @@
 """Formats for other tools, from traces whose calls are known."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from callscope.cli.main import main
+from callscope.exporters.registry import FORMATS
 from callscope.exporters.walk import steps
 from callscope.reports.selection import Selection
 from tests.builders.calls_table import Call, Thread, TraceBuilder, open_built, sample
+from tests.builders.compilers import have
 
 TAILS = (
     Call(
@@ -90,3 +93,156 @@ def test_nothing_is_overwritten(
     assert main([*arguments, "--force"]) == 0
     assert main([*arguments[:-1], "-"]) == 2
     assert "several files" in capsys.readouterr().err
+
+
+def exported(name: str, directory: Path, builder: TraceBuilder | None = None) -> str:
+    """What a text format makes of a trace."""
+    with open_built(builder or sample(), directory / "app.trace") as database:
+        return "\n".join(FORMATS[name].lines(database, Selection()))
+
+
+@pytest.mark.parametrize("clock", [True, False])
+def test_chrome(clock: bool, tmp_path: Path) -> None:
+    builder = TraceBuilder([Thread(7, TAILS, pid=5, name="worker")], clock=clock)
+    events = json.loads(exported("chrome", tmp_path, builder))["traceEvents"]
+    named = {
+        (event["name"], event["pid"], event["tid"]): event["args"]["name"] for event in events if event["ph"] == "M"
+    }
+    assert named["thread_name", 5, 7] == "worker"
+    found = [(event["ph"], event.get("name", "").rpartition("!")[2]) for event in events if event["ph"] in "BE"]
+    assert found == [
+        ("B", "main"), ("B", "jumper"), ("B", "helper"), ("E", ""), ("E", ""), ("B", "target"), ("B", "deep"),
+        ("E", ""), ("E", ""), ("E", ""),
+    ]  # fmt: skip
+    times = [event["ts"] for event in events if event["ph"] in "BE"]
+    assert times == sorted(times)
+    if clock:
+        assert round(times[-1] - times[0], 3) == 0.152
+
+
+def test_speedscope(tmp_path: Path) -> None:
+    value = json.loads(exported("speedscope", tmp_path))
+    frames = [frame["name"].rpartition("!")[2] for frame in value["shared"]["frames"]]
+    assert [profile["name"] for profile in value["profiles"]] == [
+        "git 1000 (process 1000)",
+        "worker 1001 (process 1000)",
+    ]
+    for profile in value["profiles"]:
+        stack: list[int] = []
+        last = profile["startValue"]
+        for event in profile["events"]:
+            assert event["at"] >= last
+            last = event["at"]
+            if event["type"] == "O":
+                stack.append(event["frame"])
+            else:
+                assert stack.pop() == event["frame"]
+        assert not stack
+        assert last == profile["endValue"]
+        assert profile["unit"] == "nanoseconds"
+    opened = [frames[event["frame"]] for event in value["profiles"][0]["events"] if event["type"] == "O"]
+    assert opened[:4] == ["main", "setup", "cmd_log", "walk"]
+
+
+def test_folded(tmp_path: Path) -> None:
+    rows = [line.rsplit(" ", 1) for line in exported("folded", tmp_path).splitlines()]
+    found = {";".join(part.rpartition("!")[2] for part in path.split(";")): int(value) for path, value in rows}
+    assert found["main"] == 40_000
+    assert found["main;cmd_log;walk;walk;walk"] == 200
+    assert found["work"] == 60_000
+    counted = exported("folded", tmp_path / "plain", TraceBuilder([Thread(7, TAILS)], clock=False))
+    assert sorted(int(line.rsplit(" ", 1)[1]) for line in counted.splitlines()) == [1, 1, 1, 1, 1]
+
+
+def test_callgrind(tmp_path: Path) -> None:
+    text = exported("callgrind", tmp_path)
+    (tmp_path / "out").write_text(text + "\n")
+    own: dict[str, int] = {}
+    names: dict[str, str] = {}
+    function, calls = "", False
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        if key in ("fn", "cfn"):
+            number, _, name = value.partition(" ")
+            names.setdefault(number, name)
+            function = names[number] if key == "fn" else function
+        elif key == "calls":
+            calls = True
+        elif line[:1].isdigit():
+            if not calls:
+                own[function] = own.get(function, 0) + int(line.split()[1])
+            calls = False
+    assert own["main"] == 40_000
+    assert own["walk"] == 1_700
+    assert f"summary: {sum(own.values())}" in text.splitlines()
+    assert "calls=2 0" in text  # compare, from cmd_log
+
+
+@pytest.mark.skipif(not have("callgrind_annotate"), reason="valgrind is not installed")
+def test_callgrind_annotate_takes_it(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text(exported("callgrind", tmp_path) + "\n")
+    done = subprocess.run(
+        ["callgrind_annotate", "--inclusive=yes", str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    assert "WARNING" not in done.stderr + done.stdout
+    assert "main" in done.stdout
+
+
+def fields(data: bytes) -> list[tuple[int, object]]:
+    """The fields of a protobuf message: (number, integer or bytes)."""
+    found: list[tuple[int, object]] = []
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(data):
+        key = varint()
+        if key & 7 == 0:
+            found.append((key >> 3, varint()))
+        else:
+            assert key & 7 == 2
+            length = varint()
+            found.append((key >> 3, data[at : at + length]))
+            at += length
+    return found
+
+
+def test_perfetto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = write(sample(), tmp_path)
+    monkeypatch.setattr("callscope.reports.database.open_database", lambda path, progress=None: open_built(None, path))
+    file = tmp_path / "out.pftrace"
+    assert main(["export", str(trace), "--to", "perfetto", "-o", str(file)]) == 0
+    packets = [dict(fields(value)) for number, value in fields(file.read_bytes()) if number == 1]  # type: ignore[arg-type]
+    described = [dict(fields(packet[60])) for packet in packets if 60 in packet]  # type: ignore[arg-type]
+    processes = [dict(fields(track[3])) for track in described if 3 in track]  # type: ignore[arg-type]
+    threads = {track[1]: dict(fields(track[4])) for track in described if 4 in track}  # type: ignore[arg-type]
+    assert [process[1] for process in processes] == [1000]
+    assert sorted(thread[2] for thread in threads.values()) == [1000, 1001]  # type: ignore[type-var]
+    names: dict[tuple[object, object], str] = {}
+    stacks: dict[object, list[str]] = {}
+    opened = []
+    for packet in packets:
+        if 12 in packet:
+            (entry,) = [dict(fields(value)) for number, value in fields(packet[12]) if number == 2]  # type: ignore[arg-type]
+            names[packet[10], entry[1]] = entry[2].decode().rpartition("!")[2]  # type: ignore[attr-defined]
+        if 11 in packet:
+            event = dict(fields(packet[11]))  # type: ignore[arg-type]
+            assert event[11] in threads
+            stack = stacks.setdefault(event[11], [])
+            if event[9] == 1:
+                stack.append(names[packet[10], event[10]])
+                opened.append(stack[-1])
+            else:
+                stack.pop()
+    assert all(not stack for stack in stacks.values())
+    assert opened[:4] == ["main", "setup", "cmd_log", "walk"]
+    assert opened.count("work") == 3

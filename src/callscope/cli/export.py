@@ -32,6 +32,8 @@ def export(trace: Path, target: str, file: Path, force: bool, **selection: Any) 
     """
     chosen = FORMATS[target]
     if str(file) == "-":
+        if chosen.is_binary and Output().terminal:
+            raise UsageError(f"{target} is not for terminals: give a file with -o")
         if chosen.has_companions:
             raise UsageError(f"{target} is several files: give the name of the first with -o")
         outputs = {"": Output()}
@@ -40,6 +42,9 @@ def export(trace: Path, target: str, file: Path, force: bool, **selection: Any) 
     with open_trace_database(trace) as database:
         companions = chosen.companions(database)
         outputs |= {end: Output(file=file.with_name(file.stem + end), force=force) for end in companions}
-        outputs[""].write_lines(chosen.lines(database, Selection(**selection)))
+        if chosen.is_binary:
+            outputs[""].write_bytes(chosen.chunks(database, Selection(**selection)))
+        else:
+            outputs[""].write_lines(chosen.lines(database, Selection(**selection)))
         for end, lines in companions.items():
             outputs[end].write_lines(lines)

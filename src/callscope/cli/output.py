@@ -66,6 +66,12 @@ class Output:
             for line in lines:
                 write(f"{line}\n")
 
+    def write_bytes(self, pieces: Iterable[bytes]) -> None:
+        """Write a binary file, each piece as soon as it is there."""
+        with self._open(binary=True) as write:
+            for piece in pieces:
+                write(piece)
+
     def write_json(self, value: Any) -> None:
         """Write one JSON value, indented."""
         self.write_lines(map(escape_json, json.dumps(value, indent=2, ensure_ascii=False).split("\n")))
@@ -84,12 +90,15 @@ class Output:
         self.write_lines(map(escape_json, values))
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[Callable[[str], Any]]:
-        """The function that writes. A reader who has gone away ends the work quietly: exit status 0."""
+    def _open(self, binary: bool = False) -> Iterator[Callable[[Any], Any]]:
+        """The function that writes text, or bytes. A reader who has gone away ends the work quietly: exit status 0."""
         try:
             if self._file is not None:
-                with _new_file(self._file, self._force) as file:
+                with _new_file(self._file, self._force, binary) as file:
                     yield file.write
+            elif binary:
+                yield sys.stdout.buffer.write
+                sys.stdout.buffer.flush()
             elif self.terminal and os.environ.get("TERM") != "dumb":
                 with _Pager() as pager:
                     yield pager.write
@@ -139,16 +148,17 @@ def escape_json(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path, force: bool) -> Iterator[IO[str]]:
+def _new_file(path: Path, force: bool, binary: bool) -> Iterator[IO[Any]]:
     """A file with mode 0600 that appears under its name when it is complete; a device or a pipe is written as it is."""
+    how: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
     if force and path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with path.open(**how) as file:
             yield file
         return
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     partial = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with os.fdopen(descriptor, **how) as file:
             yield file
         if force or not _linked(partial, path):
             partial.replace(path)

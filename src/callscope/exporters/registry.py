@@ -10,42 +10,48 @@ from callscope.reports.database import Database
 from callscope.reports.selection import Selection
 
 Lines = Iterator[str]
-Writer = Callable[[Database, Selection], Lines]
-Companions = Callable[[Database], dict[str, Lines]]
+Pieces = Iterator[bytes]
+_HOME: Final = "callscope.exporters"
 
 
 class Format(NamedTuple):
-    """A format: its name, what it is for, and the module that writes it.
+    """A format: its name and what it is for. It is written by the module of the same name, which has
 
-    The module has `lines(database, selection)`, and if `has_companions` also `companions(database)`: further files by
-    what their names have in place of the main file's suffix.
+    - `lines(database, selection)`, or if `is_binary` `chunks(database, selection)`;
+    - if `has_companions`, `companions(database)`: further files by what their names have in place of the main file's
+      suffix.
     """
 
     name: str
     summary: str
-    module: str
+    is_binary: bool = False
     has_companions: bool = False
 
     def lines(self, database: Database, selection: Selection) -> Lines:
         """The lines of the file, as a stream. Raises TraceError."""
-        writer: Writer = importlib.import_module(self.module).lines
-        return writer(database, selection)
+        write: Callable[[Database, Selection], Lines] = importlib.import_module(f"{_HOME}.{self.name}").lines
+        return write(database, selection)
+
+    def chunks(self, database: Database, selection: Selection) -> Pieces:
+        """The bytes of a binary file, as a stream. Raises TraceError."""
+        write: Callable[[Database, Selection], Pieces] = importlib.import_module(f"{_HOME}.{self.name}").chunks
+        return write(database, selection)
 
     def companions(self, database: Database) -> dict[str, Lines]:
         """The files beside it, by the ending of their names."""
         if not self.has_companions:
             return {}
-        companions: Companions = importlib.import_module(self.module).companions
-        return companions(database)
+        write: Callable[[Database], dict[str, Lines]] = importlib.import_module(f"{_HOME}.{self.name}").companions
+        return write(database)
 
 
 _ALL: Final = (
-    Format(
-        "x64trace",
-        "text, an event a line: enter, exit, call, called; with _modules.json and _map.json beside",
-        "callscope.exporters.x64trace",
-        has_companions=True,
-    ),
+    Format("perfetto", "a timeline for https://ui.perfetto.dev, in its own format", is_binary=True),
+    Format("chrome", "a timeline in JSON, for chrome://tracing and others"),
+    Format("speedscope", "flame graphs and time order at https://www.speedscope.app"),
+    Format("callgrind", "KCachegrind and callgrind_annotate: own time, calls by line"),
+    Format("folded", "stacks with their own time, for flamegraph.pl and others"),
+    Format("x64trace", "X64 Call Tracer's text, with _modules.json and _map.json", has_companions=True),
 )
 
 FORMATS: Final = {entry.name: entry for entry in _ALL}
