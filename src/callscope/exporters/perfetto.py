@@ -21,6 +21,7 @@ _EVENT_NAMES = 2  # of InternedData
 _BEGIN, _END = 1, 2
 _STATE_CLEARED, _NEEDS_STATE = 1, 2
 _BATCH = 1 << 16
+_TIME_KEY = bytes([_TIMESTAMP << 3])
 
 
 def chunks(database: Database, selection: Selection) -> Iterator[bytes]:
@@ -33,11 +34,11 @@ def chunks(database: Database, selection: Selection) -> Iterator[bytes]:
         yield _packet(_bytes(_TRACK_DESCRIPTOR, _int(_UUID, row["process"]) + _bytes(_PROCESS, process)))
     of_thread = {row["thread"]: row["process"] for row in database.rows("SELECT thread, process FROM threads")}
     out = bytearray()
-    thread, known = -1, set[int]()
+    thread, known = -1, dict[int, bytes]()
     begin = end = b""
     for is_entry, time, call in steps(database, selection):
         if call.thread != thread:
-            thread, known = call.thread, set()
+            thread, known = call.thread, {}
             uuid = len(processes) + 1 + thread
             pid, tid, name = who[thread]
             described = _int(1, pid) + _int(2, tid) + (_text(5, name) if name else b"")
@@ -48,15 +49,15 @@ def chunks(database: Database, selection: Selection) -> Iterator[bytes]:
             end = _bytes(_TRACK_EVENT, _int(_TYPE, _END) + _int(_TRACK, uuid)) + sequence + _int(_FLAGS, _NEEDS_STATE)
         if is_entry:
             number = call.function_id
-            body = _int(_TIMESTAMP, time) + _bytes(_TRACK_EVENT, begin + _int(_NAME_ID, number))
-            body += sequence + _int(_FLAGS, _NEEDS_STATE)
-            if number not in known:
-                known.add(number)
+            body = known.get(number)
+            if body is None:
+                event = _bytes(_TRACK_EVENT, begin + _int(_NAME_ID, number)) + sequence + _int(_FLAGS, _NEEDS_STATE)
                 name_entry = _int(1, number) + _text(2, texts.get(number, "?"))
-                body += _bytes(_INTERNED, _bytes(_EVENT_NAMES, name_entry))
-            out += _packet(body)
+                known[number] = event
+                body = event + _bytes(_INTERNED, _bytes(_EVENT_NAMES, name_entry))
         else:
-            out += _packet(_int(_TIMESTAMP, time) + end)
+            body = end
+        out += _packet(_TIME_KEY + _varint(time) + body)
         if len(out) > _BATCH:
             yield bytes(out)
             out.clear()

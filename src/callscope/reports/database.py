@@ -113,6 +113,7 @@ class Database:
             }
         )
         try:
+            self.rows("SET enable_progress_bar = false")
             self._create_views()
         except BaseException:
             self.close()
