@@ -1,9 +1,9 @@
 """Readable names of C++ and Rust symbols.
 
-Itanium C++ and Rust v0 names are read by LLVM's demanglers (the package pycxxfilt: symbolic's Python binding offers no
-demangling), Rust's older scheme here. A name can be made to unfold to gigabytes, or to nest deeper than the stack, and
-the demanglers do not guard against either: long names and those with many back references, a few in 10,000, are read by
-a child process with limits.
+Itanium C++, Microsoft C++ and Rust v0 names are read by LLVM's demanglers (the package pycxxfilt: symbolic's Python
+binding offers no demangling), Rust's older scheme here. A name can be made to unfold to gigabytes, or to nest deeper
+than the stack, and the demanglers do not guard against either: long names and those with many back references, a few in
+10,000, are read by a child process with limits.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ _WORKER_BYTES = 1 << 29
 
 # Itanium: S_ S0_ T_ ...; Rust v0: B_ B0_ ... Letters of identifiers are counted too, which only costs time.
 _REFERENCE = re.compile(r"[STB][0-9A-Za-z]*_")
+_MICROSOFT_REFERENCE = re.compile(r"\d")
+_MICROSOFT_CALL = re.compile(r"(?:^| )__(?:cdecl|thiscall|stdcall|fastcall|vectorcall|clrcall) ")
+_MICROSOFT_KEYWORD = re.compile(r"\b(?:class|struct|union|enum) ")
+_NO_PARAMETERS = re.compile(r"\(void\)(?=(?: const| volatile| noexcept| &&?)*$)")
 _SUFFIX = re.compile(r"(?:\.[A-Za-z_][A-Za-z0-9_]*|\.\d+)+$")
 _RUST_HASH = re.compile(r"h[0-9a-f]{16}$")
 _RUST_ESCAPE = re.compile(r"\$(?:([A-Z]{1,2})|u([0-9a-f]{1,6}))\$")
@@ -56,14 +60,15 @@ def demangle(names: Sequence[str]) -> list[str]:
     found = list(names)
     doubtful: dict[int, tuple[str, str]] = {}
     for index, name in enumerate(names):
-        if not name.startswith(("_Z", "_R")) or len(name) > LONGEST_NAME:
+        if not name.startswith(("_Z", "_R", "?")) or len(name) > LONGEST_NAME:
             continue
         rust = _demangle_old_rust(name)
         if rust is not None:
             found[index] = rust
             continue
         stem, suffix = _split_suffix(name)
-        if len(stem) > _SAFE_LENGTH or len(_REFERENCE.findall(stem)) > _SAFE_REFERENCES:
+        reference = _MICROSOFT_REFERENCE if stem.startswith("?") else _REFERENCE
+        if len(stem) > _SAFE_LENGTH or len(reference.findall(stem)) > _SAFE_REFERENCES:
             doubtful[index] = (stem, suffix)
             continue
         try:
@@ -79,14 +84,26 @@ def demangle(names: Sequence[str]) -> list[str]:
 
 def _split_suffix(name: str) -> tuple[str, str]:
     """Split what a compiler appended (.cold, .isra.0, .llvm.123) off a mangled name."""
-    match = _SUFFIX.search(name)
+    match = None if name.startswith("?") else _SUFFIX.search(name)
     return (name, "") if match is None else (name[: match.start()], match[0])
 
 
 def _joined(text: str, stem: str, suffix: str) -> str:
     if text == stem or len(text) > LONGEST_RESULT:
         return stem + suffix
+    if stem.startswith("?"):
+        return _as_itanium(text)
     return f"{text} [clone {suffix}]" if suffix else text
+
+
+def _as_itanium(text: str) -> str:
+    """A Microsoft name as others are shown: `A::f(int)` for `public: virtual int __cdecl A::f(int)`."""
+    for match in _MICROSOFT_CALL.finditer(text):
+        before = text[: match.start()]
+        if before.count("(") == before.count(")") and before.count("<") == before.count(">"):
+            text = text[match.end() :]
+            break
+    return _NO_PARAMETERS.sub("()", _MICROSOFT_KEYWORD.sub("", text))
 
 
 def _demangle_old_rust(name: str) -> str | None:

@@ -23,9 +23,13 @@ class SourceFrame(NamedTuple):
 
 
 class LineTable:
-    """The lines of one file's DWARF; `cache` is a symbolic.SymCache, whose methods have no types."""
+    """The lines of one file's DWARF or PDB; `cache` is a symbolic.SymCache, whose methods have no types.
 
-    def __init__(self, cache: Any, shift: int) -> None:
+    `names_all`: it names every function, more of them than symbol tables do.
+    """
+
+    def __init__(self, cache: Any, shift: int, names_all: bool = False) -> None:
+        self.names_all = names_all
         self._cache = cache
         self._shift = shift
 

@@ -1,12 +1,13 @@
 """Names, source files and lines of addresses in an image.
 
-Names come from symbol tables, wherever the system keeps them; lines and inlined calls from DWARF, through symbolic.
+Names come from symbol tables, wherever the system keeps them; lines and inlined calls from DWARF or a PDB, through
+symbolic.
 Nothing here raises for a bad file: what cannot be read costs names, and a line in `problems`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,9 @@ from callscope.binary.debug_files import (
 )
 from callscope.binary.demangle import demangle
 from callscope.binary.lines import LineTable, has_lines, open_lines
+from callscope.binary.pe import read_pe
+from callscope.binary.pe_headers import is_pe
+from callscope.binary.pe_symbols import name_tables, open_pe_lines
 from callscope.binary.symbol_tables import STB_LOCAL, SymbolTable, section_tables
 from callscope.errors import ImageError
 
@@ -43,9 +47,15 @@ class InlinedCall(NamedTuple):
 class Symbols:
     """The symbols of one image. `problems`: lines for people about what could not be used; grows as things are read."""
 
-    def __init__(self, files: Sequence[SymbolFile], problems: list[str]) -> None:
+    def __init__(
+        self,
+        tables: Callable[[], list[tuple[SymbolTable, int]]],
+        open_lines: Callable[[], LineTable | None],
+        problems: list[str],
+    ) -> None:
         self.problems = problems
-        self._files = files
+        self._read_tables = tables
+        self._open_lines = open_lines
         self._names: dict[int, str] = {}
 
     def name(self, rva: int) -> str | None:
@@ -63,7 +73,7 @@ class Symbols:
         missing = [group for group in np.unique(groups).tolist() if group >= 0 and group not in self._names]
         self._names.update(zip(missing, demangle([self._table.best_name(g) for g in missing]), strict=True))
         names = [self._names.get(group) or None for group in groups.tolist()]
-        if None in names and self._lines is not None and len(self._table.starts) == 0:
+        if None in names and self._lines and (self._lines.names_all or len(self._table.starts) == 0):
             names = [name or self._lines.function(int(rva)) for name, rva in zip(names, wanted, strict=True)]
         return names
 
@@ -83,27 +93,27 @@ class Symbols:
 
     @cached_property
     def _table(self) -> _NameTable:
-        pieces = [(table, file.base) for file in self._files for table in section_tables(file.data, file.tables)]
-        return _NameTable(pieces)
+        return _NameTable(self._read_tables())
 
     @cached_property
     def _lines(self) -> LineTable | None:
-        for file in self._files:
-            lines = open_lines(file, self.problems) if has_lines(file) else None
-            if lines is not None:
-                return lines
-        return None
+        return self._open_lines()
 
 
 def open_symbols(
     path: str | Path, debug_directories: Sequence[str | Path] = (), build_id: bytes | None = None
 ) -> Symbols:
-    """The symbols of the file at `path`, of its separate debug file, and of its .gnu_debugdata.
+    """The symbols of the file at `path`, of its separate debug file, and of its .gnu_debugdata; of its PDB.
 
-    debug_directories: searched before /usr/lib/debug, for .build-id/xx/yyyy.debug and for the name in .gnu_debuglink.
+    debug_directories: searched before /usr/lib/debug, for .build-id/xx/yyyy.debug and for the name in .gnu_debuglink;
+    for a PDB before the file's own directory and those of _NT_SYMBOL_PATH.
     build_id: what the file must be; when it is missing or another now, only a debug file with that build-id is used.
     """
     problems: list[str] = []
+    directories = [Path(directory) for directory in debug_directories]
+    found = _open_pe(Path(path), directories, build_id, problems)
+    if found is not None:
+        return found
     source: SymbolFile | None = None
     try:
         source = open_symbol_file(Path(path))
@@ -113,10 +123,34 @@ def open_symbols(
         problems.append(f"{path} is not the file that was traced: its build-id is {source.build_id.hex() or 'missing'}")
         source = None
     wanted = build_id if build_id is not None else (source.build_id if source else b"")
-    directories = [Path(directory) for directory in debug_directories]
     debug = find_debug_file(source, wanted, [*directories, *SYSTEM_DEBUG_DIRECTORIES], problems)
     packed = unpack_mini_debug(source, problems) if source else None
-    return Symbols([file for file in (source, debug, packed) if file is not None], problems)
+    files = [file for file in (source, debug, packed) if file is not None]
+
+    def tables() -> list[tuple[SymbolTable, int]]:
+        return [(table, file.base) for file in files for table in section_tables(file.data, file.tables)]
+
+    def lines() -> LineTable | None:
+        opened = (open_lines(file, problems) for file in files if has_lines(file))
+        return next((table for table in opened if table is not None), None)
+
+    return Symbols(tables, lines, problems)
+
+
+def _open_pe(path: Path, directories: list[Path], build_id: bytes | None, problems: list[str]) -> Symbols | None:
+    """The symbols of a Windows program or library; None for other files."""
+    try:
+        if not is_pe(elf.map_file(path)):
+            return None
+        image = read_pe(path)
+    except ImageError as error:
+        if path.is_file():
+            problems.append(str(error))
+        return None
+    if build_id is not None and image.build_id != build_id:
+        problems.append(f"{path} is not the file that was traced: its identity is {image.build_id.hex()}")
+        return Symbols(list, lambda: None, problems)
+    return Symbols(lambda: name_tables(image), lambda: open_pe_lines(image, directories, problems), problems)
 
 
 class _NameTable:
