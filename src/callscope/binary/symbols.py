@@ -201,7 +201,8 @@ class _NameTable:
         best: tuple[bool, int, int, str] | None = None
         for index in range(int(self._first[group]), min(int(self._first[group + 1]), int(self._first[group]) + 64)):
             strings = self._strings[self._table[index]]
-            name = elf.string_at(strings, int(self._name[index]), LONGEST_NAME).partition("@")[0]
+            name = elf.string_at(strings, int(self._name[index]), LONGEST_NAME)
+            name = name if name.startswith("?") else name.partition("@")[0]  # a version, or Microsoft's mangling
             if name:
                 key = (bool(self._local[index]), len(name) - len(name.lstrip("_")), len(name), name)
                 best = key if best is None else min(best, key)

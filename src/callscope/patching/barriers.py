@@ -39,6 +39,10 @@ def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edg
     barriers[hard[(hard >= low) & (hard < high)] - low] |= HARD
     for start, end in edges.data.tolist():
         barriers[start - low : end - low] |= DATA
+    # A jump table behind the last ret of a function without unwind information must not be taken for padding.
+    behind = edges.tables[edges.tables[:, 2] == 0][:, 1]
+    behind = behind[(behind >= low) & (behind < high)]
+    barriers[behind[_index_of(starts, ends, behind.astype(np.uint32)) < 0] - low] |= DATA
     order = np.argsort(edges.branch_targets, kind="stable")
     kinds = np.where(functions.signal_frame, SIGNAL_FRAME, np.where(parts, PART, NOT_PART)).astype(np.uint8)
     inside = _index_of(starts, ends, interior)
