@@ -17,9 +17,8 @@ from callscope.binary.open import open_image, read_build_id, unwinding
 from callscope.binary.pe import PeImage, pe_functions, read_pe
 from callscope.errors import ImageError
 from tests.builders import pe_file
-from tests.builders.compilers import have
+from tests.builders.compilers import TARGETS, compile_program, have
 from tests.builders.pe_file import BASE, PAGE, TEXT, PeFile, Unwind
-from tests.builders.windows import compile_windows
 
 PUSH_RBX = b"\x01\x30"  # offset 1: push rbx
 needs_mingw = pytest.mark.skipif(not have("x86_64-w64-mingw32-gcc", "objdump"), reason="needs mingw-w64 and binutils")
@@ -152,7 +151,7 @@ def test_damaged_files_never_crash(tmp_path: Path, data: st.DataObject) -> None:
 
 @needs_mingw
 def test_a_compiled_program(tmp_path: Path) -> None:
-    path = compile_windows("windows_arguments.c", tmp_path / "program.exe")
+    path = compile_program([TARGETS / "windows_arguments.c"], tmp_path / "program.exe", ["-O2"], "mingw")
     image = read_pe(path)
     listing = subprocess.run(["objdump", "-h", "-p", "-t", str(path)], capture_output=True, text=True).stdout
     sections = re.findall(r"^ +\d+ (\.\S+) +([0-9a-f]{8})  ([0-9a-f]{16})", listing, re.M)

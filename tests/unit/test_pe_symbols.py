@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import uuid
 from pathlib import Path
 
@@ -13,8 +14,7 @@ from callscope.binary.functions import find_functions
 from callscope.binary.open import open_image
 from callscope.binary.pe import read_pe
 from callscope.binary.symbols import Symbols, open_symbols
-from tests.builders.compilers import have
-from tests.builders.windows import MINGW, compile_windows
+from tests.builders.compilers import MINGW, compiler_command, have
 
 SOURCE = """
 __attribute__((noinline)) static int hidden(int value) {
@@ -34,7 +34,11 @@ def build(directory: Path, compiler: str, text: str = SOURCE) -> Path:
     directory.mkdir(exist_ok=True)
     (directory / "program.c").write_text(text)
     flags = ["-O1", "-g", "-fno-ipa-cp"] if compiler == "mingw" else ["-O1"]
-    return compile_windows(str(directory / "program.c"), directory / "program.exe", flags, compiler)
+    path = directory / "program.exe"
+    command = [*compiler_command(compiler, "c"), *flags, "-o", str(path), str(directory / "program.c")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return path
 
 
 def line_of(name: str) -> int:
@@ -67,7 +71,7 @@ def test_names_and_lines_that_mingw_writes(tmp_path: Path) -> None:
 
 
 def test_names_and_lines_of_a_pdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = build(tmp_path / "zig", "zig")
+    path = build(tmp_path / "zig", "zig-windows")
     pdb = path.with_suffix(".pdb")
     symbols = open_symbols(path, build_id=read_pe(path).build_id)
     found = starts(path, symbols)
@@ -88,8 +92,8 @@ def test_names_and_lines_of_a_pdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_pdb_that_belongs_to_another_build_or_is_damaged(tmp_path: Path) -> None:
-    path = build(tmp_path / "one", "zig")
-    other = build(tmp_path / "other", "zig", SOURCE.replace("* 3", "* 5"))
+    path = build(tmp_path / "one", "zig-windows")
+    other = build(tmp_path / "other", "zig-windows", SOURCE.replace("* 3", "* 5"))
     shutil.copy(other.with_suffix(".pdb"), path.with_suffix(".pdb"))
     symbols = open_symbols(path)
     assert set(starts(path, symbols)) == {"shown"}

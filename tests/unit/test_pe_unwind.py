@@ -14,9 +14,8 @@ from callscope.binary.cfi import CFA_RBP, CFA_RSP, FRAME_COLD
 from callscope.binary.functions import find_functions
 from callscope.binary.pe import read_pe
 from callscope.binary.pe_unwind import UnwindTable
-from tests.builders.compilers import have
+from tests.builders.compilers import TARGETS, WINDOWS_COMPILERS, compile_program, have
 from tests.builders.pe_file import TEXT, PeFile, Unwind
-from tests.builders.windows import WINDOWS_COMPILERS, compile_windows
 
 PUSH_RBX, PUSH_RBP = 0x30, 0x50
 CHAINED, HANDLER = 4, 3
@@ -101,7 +100,7 @@ def test_scope_tables_and_damage(tmp_path: Path) -> None:
 @needs_mingw
 @pytest.mark.parametrize("compiler", WINDOWS_COMPILERS)
 def test_compiled_programs_as_llvm_reads_them(tmp_path: Path, compiler: str) -> None:
-    path = compile_windows("windows_plugin.c", tmp_path / "plugin.dll", ["-O2", "-shared"], compiler)
+    path = compile_program([TARGETS / "windows_plugin.c"], tmp_path / "plugin.dll", ["-O2", "-shared"], compiler)
     told = subprocess.run(["llvm-readobj", "--unwind", str(path)], capture_output=True, text=True).stdout
     expected = []
     for text in told.split("RuntimeFunction {")[1:]:
@@ -119,7 +118,7 @@ def test_compiled_programs_as_llvm_reads_them(tmp_path: Path, compiler: str) -> 
 
 @needs_mingw
 def test_landing_pads_of_a_compiled_program(tmp_path: Path) -> None:
-    path = compile_windows("windows_program.cpp", tmp_path / "program.exe", ["-O1"])
+    path = compile_program([TARGETS / "windows_program.cpp"], tmp_path / "program.exe", ["-O1"], "mingw")
     image = read_pe(path)
     pads = UnwindTable(image).landing_pads()
     assert len(pads.unreadable) == 0
