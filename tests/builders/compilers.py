@@ -1,4 +1,4 @@
-"""Compiles test programs with the system's gcc and with clang (zig cc), each once per set of flags."""
+"""Compiles test programs with gcc and with clang (zig cc), for Linux and Windows, each once per set of flags."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 
 TARGETS = Path(__file__).resolve().parent.parent / "targets"
 COMPILERS = ("gcc", "zig")
+WINDOWS_COMPILERS = ("mingw", "zig-windows")
 # Undefined behaviour would be trapped by zig's defaults, at a cost in size; -g keeps symbols with -Os. What compilers
 # warn of is not the tests' matter.
 ZIG_FLAGS = ["-fno-sanitize=undefined", "-Wno-everything", "-g"]
 GCC_FLAGS = ["-w"]
-
-
-def zig_command(language: str) -> list[str]:
-    """The command of zig for `language` "c" or "c++"."""
-    return [sys.executable, "-m", "ziglang", "c++" if language == "c++" else "cc", *ZIG_FLAGS]
+MINGW = {"c": "x86_64-w64-mingw32-gcc", "c++": "x86_64-w64-mingw32-g++"}
 
 
 def compiler_command(compiler: str, language: str) -> list[str]:
     """The command of `compiler` for `language` "c" or "c++"."""
-    if compiler == "zig":
-        return zig_command(language)
+    if compiler.startswith("zig"):
+        target = ["-target", "x86_64-windows-gnu"] if compiler == "zig-windows" else []
+        return [sys.executable, "-m", "ziglang", "c++" if language == "c++" else "cc", *target, *ZIG_FLAGS]
+    if compiler == "mingw":
+        return [MINGW[language], "-static", *GCC_FLAGS]
     return ["g++" if language == "c++" else "gcc", *GCC_FLAGS]
 
 

@@ -111,8 +111,11 @@ def read_truth(path: Path) -> list[Section]:
 
 
 def image_base(path: Path) -> int:
-    """The lowest address an ELF file loads at, rounded down to a page: what relative addresses count from."""
+    """The lowest address a file loads at, rounded down to a page: what relative addresses count from."""
     data = path.read_bytes()
+    if data[:2] == b"MZ":
+        (header,) = struct.unpack_from("<I", data, 60)
+        return int(struct.unpack_from("<Q", data, header + 48)[0])  # ImageBase
     (offset,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<2H", data, 54)
     headers = [struct.unpack_from("<2I6Q", data, offset + i * size) for i in range(count)]

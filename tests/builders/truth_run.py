@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.builders.compilers import compile_program
+from callscope.recording.wine import find_wine
+from tests.builders.compilers import TARGETS, WINDOWS_COMPILERS, compile_program
 from tests.builders.random_program import random_program
 from tests.builders.tracing import patched_functions, run_plain, run_traced, traced_threads
 from tests.builders.truth import Verdict, compare, logged_addresses, read_truth
@@ -17,6 +20,7 @@ FRAME_POINTERS = ("-fomit-frame-pointer", "-fno-omit-frame-pointer")
 # then sends calls of a function that only jumps on straight to where it jumps, so that the logged call is none.
 EXTRAS: dict[str, tuple[tuple[str, ...], ...]] = {
     "gcc": ((), ("-no-pie",), ("-fcf-protection=none",), ("-fno-plt",), ("-fstack-protector-all",), ("-flto",)),
+    "mingw": ((), ("-fstack-protector-all",), ("-mno-red-zone",)),
     "zig": ((), ("-fPIE", "-pie"), ("-fcf-protection=full",), ("-fno-plt",), ("-fstack-protector-all",)),
 }
 
@@ -35,26 +39,42 @@ class Cell:
     def flags(self) -> list[str]:
         """The compiler's flags."""
         extras = EXTRAS[self.compiler]
-        return [self.level, self.frame_pointer, *extras[self.seed % len(extras)]]
+        posix = [f"-I{TARGETS / 'windows_posix'}", "-include", "posix.h"] if self.is_windows else []
+        if self.compiler == "mingw":
+            posix += ["-Wl,--whole-archive", "-lpthread", "-Wl,--no-whole-archive"]  # it stands before what needs it
+        return [*posix, self.level, self.frame_pointer, *extras[self.seed % len(extras)]]
+
+    @property
+    def is_windows(self) -> bool:
+        """Whether it is a program for Windows."""
+        return self.compiler in WINDOWS_COMPILERS
 
     def __str__(self) -> str:
         name = f"{self.seed}-{self.compiler}{self.level}{'-fp' if 'no-omit' in self.frame_pointer else ''}"
         return name + ("-stripped" if self.stripped else "")
 
 
-def run_cell(cell: Cell, directory: Path, cache: Path, limit: int = 20000) -> Verdict:
-    """Build, record and judge; `directory` keeps the program, its log and the trace for a look when it fails."""
+def run_cell(
+    cell: Cell, directory: Path, cache: Path, limit: int = 20000, environment: Mapping[str, str] | None = None
+) -> Verdict:
+    """Build, record and judge; `directory` keeps the program, its log and the trace for a look when it fails.
+
+    `environment`: what the program sees beside ours.
+    """
     program = random_program(cell.seed)
     source = directory / f"random{cell.seed}.cpp"
     source.write_text(program.source)
-    binary = compile_program([source], directory / "random", cell.flags, cell.compiler)
+    name = "random.exe" if cell.is_windows else "random"
+    binary = compile_program([source], directory / name, cell.flags, cell.compiler)
     traced = binary
     if cell.stripped:
-        traced = directory / "stripped"
+        traced = directory / name.replace("random", "stripped")
         subprocess.run(["strip", "-o", str(traced), str(binary)], check=True)
     log, trace = directory / "truth", directory / "trace"
-    plain = run_plain([traced, directory / "plain.truth", str(limit)])
-    outcome = run_traced([traced, log, str(limit)], trace, cache)
+    runner = [find_wine()] if cell.is_windows else []
+    everything = {**os.environ, **(environment or {})}
+    plain = run_plain([*runner, traced, directory / "plain.truth", str(limit)], env=everything)
+    outcome = run_traced([traced, log, str(limit)], trace, cache, env=environment)
     verdict = Verdict()
     if (outcome.output, outcome.errors, outcome.status) != (plain.output, plain.errors, plain.status):
         verdict.problems.append(f"plain: {plain}; traced: {outcome}")

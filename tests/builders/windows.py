@@ -1,20 +1,17 @@
-"""Windows programs for tests: compiled by mingw-w64 or by zig, run by Wine in a prefix of their own."""
+"""Windows programs for tests, run by Wine in a prefix of their own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from callscope.binary.open import open_image
 from callscope.errors import RecordError
 from callscope.recording.wine import find_wine
-from tests.builders.compilers import TARGETS, have, zig_command
-
-MINGW = {"c": "x86_64-w64-mingw32-gcc", "c++": "x86_64-w64-mingw32-g++"}
-WINDOWS_COMPILERS = ("mingw", "zig")
+from tests.builders.compilers import MINGW, have
 
 
 def lacking() -> str | None:
@@ -34,19 +31,6 @@ def make_prefix(directory: Path) -> dict[str, str]:
             [find_wine(), *arguments], env=os.environ | environment, capture_output=True, check=True, timeout=240
         )
     return environment
-
-
-def compile_windows(name: str, output: Path, flags: Sequence[str] = ("-O2",), compiler: str = "mingw") -> Path:
-    """`output`, built from the file `name` of tests/targets; AssertionError with the compiler's words."""
-    language = "c++" if name.endswith(".cpp") else "c"
-    if compiler == "mingw":
-        command = [MINGW[language], "-w", "-static"]
-    else:
-        command = [*zig_command(language), "-target", "x86_64-windows-gnu"]
-    done = subprocess.run([*command, f"-I{TARGETS}", *flags, "-o", str(output), str(TARGETS / name)],
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[:3000]}"
-    return output
 
 
 @contextmanager

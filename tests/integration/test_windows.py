@@ -2,20 +2,29 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from callscope import format as records
+from callscope.native import LAUNCHER_NAME, library_path
+from callscope.patching.cache import load_or_plan
+from callscope.recording.mailbox import Mailbox
+from callscope.recording.plans import Answer, Module
 from callscope.recording.wine import find_wine
 from callscope.trace.journal import ModuleLoad, ModuleUnload, ProcessStart
 from callscope.trace.open import open_trace
+from tests.builders.agent_session import Session
+from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.tracing import Outcome, callscope, read_calls, run_plain, run_traced, traced_threads
+from tests.builders.truth_run import FRAME_POINTERS, Cell, run_cell
 from tests.builders.windows import (
-    WINDOWS_COMPILERS,
-    compile_windows,
     keep_alive,
     lacking,
     make_prefix,
@@ -50,10 +59,15 @@ def windows(tmp_path_factory: pytest.TempPathFactory, plan_cache: Path) -> Itera
     directory = tmp_path_factory.mktemp("windows")
     environment = make_prefix(directory)
     program = compile_windows("windows_program.cpp", directory / "program.exe")
-    plugin = compile_windows("windows_plugin.c", directory / "plugin.dll", ("-O2", "-shared"))
+    plugin = compile_windows("windows_plugin.c", directory / "plugin.dll", "-shared")
     with keep_alive(program, environment):
         yield Windows(environment, {"mingw": program}, plugin, plan_cache)
     run_plain(["wineserver", "-k"], env=os.environ | environment)
+
+
+def compile_windows(name: str, output: Path, *flags: str, compiler: str = "mingw") -> Path:
+    """`output`, built from a file of tests/targets."""
+    return compile_program([TARGETS / name], output, ["-O2", *flags], compiler)
 
 
 def calls_of(trace: Path, program: Path, function: str) -> int:
@@ -91,7 +105,7 @@ def test_behaves_as_untraced_with_options(
 @pytest.mark.parametrize("mode", MODES)
 def test_behaves_as_untraced_when_built_by_clang(mode: str, windows: Windows, tmp_path: Path) -> None:
     program = windows.programs.get("zig") or compile_windows(
-        "windows_program.cpp", windows.plugin.with_name("clang.exe"), compiler=WINDOWS_COMPILERS[1]
+        "windows_program.cpp", windows.plugin.with_name("clang.exe"), compiler="zig-windows"
     )
     windows.programs["zig"] = program
     command: list[str | Path] = [program, *mode.split()]
@@ -155,3 +169,69 @@ def test_modules_in_reports(windows: Windows, tmp_path: Path) -> None:
     modules = callscope(["modules", tmp_path / "t"], windows.cache)
     assert str(windows.programs["mingw"]) in modules.output
     assert "/kernel32.dll" in modules.output
+
+
+SAMPLE = [
+    Cell(1, "mingw", "-O2", FRAME_POINTERS[0]),
+    Cell(2, "mingw", "-O0", FRAME_POINTERS[1]),
+    Cell(3, "mingw", "-O3", FRAME_POINTERS[0], stripped=True),
+    Cell(4, "mingw", "-Os", FRAME_POINTERS[1]),
+]
+
+
+def judge(cell: Cell, directory: Path, windows: Windows, record_property: Callable[[str, object], None]) -> None:
+    verdict = run_cell(cell, directory, windows.cache, environment=windows.environment)
+    record_property("truth", [verdict.calls, verdict.wrong_parents, verdict.wrong_endings, verdict.skipped])
+    assert verdict.good, f"{cell}: {verdict}\n    kept in {directory}"
+    assert verdict.calls > 10_000
+    assert verdict.skipped < (verdict.calls + verdict.skipped) / 6
+
+
+@pytest.mark.parametrize("cell", SAMPLE, ids=str)
+def test_every_parent_and_ending_is_true(
+    cell: Cell, windows: Windows, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    judge(cell, tmp_path, windows, record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("level", ["-O0", "-O2", "-O3"])
+@pytest.mark.parametrize("seed", range(100, 120))
+def test_matrix(
+    seed: int, level: str, windows: Windows, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    judge(Cell(seed, "mingw", level, FRAME_POINTERS[seed % 2], seed % 3 == 0), tmp_path, windows, record_property)
+
+
+def test_attach_to_a_running_program_and_detach(
+    windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the launcher itself: the agent starts among running threads, and its trampolines are switched off again."""
+    program = windows.plugin.with_name("attached.exe")
+    shutil.copy(windows.programs["mingw"], program)
+    monkeypatch.setenv("CALLSCOPE_CACHE", str(windows.cache))
+    files = load_or_plan(program)
+    session = Session(tmp_path / "session", chunk_bytes=records.CHUNK_BYTES)
+    environment = os.environ | windows.environment
+
+    def launcher(*words: str | Path) -> Outcome:
+        return run_plain([find_wine(), library_path(LAUNCHER_NAME), *words, "--", program.name], env=environment)
+
+    def answer(module: Module) -> Answer | None:
+        return Answer(files.plan, 1, files.function_count, None) if module.is_main else None
+
+    command = [find_wine(), str(program), "sleep", "30"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as running, Mailbox(answer) as box:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"ready\r\n"
+        words = ("attach", session.directory, box.directory, "0", "0")
+        assert launcher(*words).status == 0
+        assert "traced already" in launcher(*words).errors
+        while session.header()["next_chunk"] < 2:
+            pass
+        assert launcher("detach").status == 0
+        after = sum(map(len, session.events().values()))
+        time.sleep(0.2)
+        assert sum(map(len, session.events().values())) == after > 100
+        running.kill()
+    assert "no such process" in launcher("detach").errors
