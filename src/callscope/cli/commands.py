@@ -24,6 +24,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("calls", "calls", "Every call, one a line."),
         Command("info", "info", "What was recorded, and how completely."),
         Command("modules", "modules", "Programs and libraries as they were loaded and unloaded."),
+        Command("graph", "graph", "Callers and callees of functions, added up; to draw, too."),
         Command("export", "export", "A trace in the form that another tool reads."),
     ),
     "Look at a program": (

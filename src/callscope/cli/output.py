@@ -34,18 +34,23 @@ _LESS = "FRX"
 
 
 class Output:
-    """The answer's destination. `json`: whether JSON was asked for."""
+    """The answer's destination, and the format asked for."""
 
-    def __init__(self, json: bool = False, file: Path | None = None, force: bool = False) -> None:
+    def __init__(self, format: str = "text", file: Path | None = None, force: bool = False) -> None:
         """Standard output, or a new file. `force`: an existing file may be replaced.
 
         Raises UsageError when the file exists, unless forced.
         """
-        self.json = json
+        self.format = format
         self._file = file
         self._force = force
         if file is not None and not force and os.path.lexists(file):
             raise UsageError(f"{file} exists: choose another name, or replace it with --force")
+
+    @property
+    def json(self) -> bool:
+        """Whether JSON was asked for."""
+        return self.format == "json"
 
     @property
     def terminal(self) -> bool:
@@ -116,28 +121,34 @@ class Output:
             raise CallscopeError(f"cannot write to {place}: {error.strerror or error}; write elsewhere") from None
 
 
-def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command --format, --output and --force, and the argument `output`."""
+def output_options_of(*formats: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command --format with these choices, --output and --force, and the argument `output`."""
 
-    @click.option(
-        "--format",
-        "output_format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        help="Text for people, or JSON for programs.",
-    )
-    @click.option(
-        "-o", "--output", "output_file", type=click.Path(path_type=Path), metavar="FILE",
-        help="Write to a new file, readable only by you; - is standard output.",
-    )  # fmt: skip
-    @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-    @functools.wraps(command)
-    def wrapped(*args: Any, output_format: str, output_file: Path | None, force: bool, **options: Any) -> Any:
-        file = None if output_file is None or str(output_file) == "-" else output_file
-        return command(*args, output=Output(output_format == "json", file, force), **options)
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option(
+            "--format",
+            "output_format",
+            type=click.Choice(formats),
+            default=formats[0],
+            show_default=True,
+            help="Text for people, or JSON for programs.",
+        )
+        @click.option(
+            "-o", "--output", "output_file", type=click.Path(path_type=Path), metavar="FILE",
+            help="Write to a new file, readable only by you; - is standard output.",
+        )  # fmt: skip
+        @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+        @functools.wraps(command)
+        def wrapped(*args: Any, output_format: str, output_file: Path | None, force: bool, **options: Any) -> Any:
+            file = None if output_file is None or str(output_file) == "-" else output_file
+            return command(*args, output=Output(output_format, file, force), **options)
 
-    return wrapped
+        return wrapped
+
+    return decorate
+
+
+output_options = output_options_of("text", "json")
 
 
 def escape_json(text: str) -> str:
