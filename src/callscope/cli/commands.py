@@ -25,6 +25,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("info", "info", "What was recorded, and how completely."),
         Command("modules", "modules", "Programs and libraries as they were loaded and unloaded."),
         Command("graph", "graph", "Callers and callees of functions, added up; to draw, too."),
+        Command("diff", "diff", "What one trace has otherwise than another, and where they part."),
         Command("export", "export", "A trace in the form that another tool reads."),
     ),
     "Look at a program": (
