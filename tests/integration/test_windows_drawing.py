@@ -7,8 +7,9 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,51 @@ def test_a_traced_program_draws_the_same(screen: Screen, tmp_path: Path) -> None
     assert (output, status) == (f"{FRAMES} frames\n", 0)
     assert np.array_equal(plain, traced)
     check_trace(trace, screen.environment)
+
+
+def test_attach_while_it_draws_and_detach(screen: Screen, tmp_path: Path) -> None:
+    """The program goes on drawing, traced for a second and then untraced."""
+
+    def callscope(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *map(str, words)], env=screen.environment, capture_output=True, text=True, timeout=120
+        )
+
+    trace = tmp_path / "cube.trace"
+    trace.mkdir()
+    (trace / "session.json").write_text('{"format": "callscope-trace"}')
+    missing = callscope("attach", "missing.exe", "-o", trace)
+    assert missing.returncode == 1
+    assert "no such process" in missing.stderr
+    assert (trace / "session.json").exists()
+    shutil.rmtree(trace)
+    name = screen.cube.name
+    with subprocess.Popen(
+        [find_wine(), str(screen.cube), "0"], env=screen.environment, stdout=subprocess.DEVNULL
+    ) as program:
+        try:
+            wait_until(lambda: len(np.unique(screen.picture().reshape(-1, 3), axis=0)) > 500)
+            done = callscope("attach", name, "--duration", "1s", "-o", trace)
+            assert done.returncode == 0, done.stderr
+            before = screen.picture()
+            wait_until(lambda: not np.array_equal(before, screen.picture()))
+            assert program.poll() is None
+            again = callscope("attach", name)
+            assert "traced already" in again.stderr
+        finally:
+            subprocess.run(["wineserver", "-k"], env=screen.environment, check=False)
+    shown = callscope("calls", trace, "--format", "json", "-f", "frame")
+    frames = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert len(frames) > 20
+    assert all(later["start_ns"] > earlier["start_ns"] for earlier, later in pairwise(frames))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for something that will be so. AssertionError after a minute."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def check_trace(trace: Path, environment: dict[str, str]) -> None:

@@ -17,6 +17,8 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
     "Record": (
         Command("record", "record", "Run a program and record its calls."),
         Command("run", "run", "Record a program, then show its report."),
+        Command("attach", "attach", "Record a Windows program that runs already."),
+        Command("detach", "attach", "Stop recording what attach --leave left."),
     ),
     "Look at a trace": (
         Command("report", "report", "Functions by total time, own time, calls."),

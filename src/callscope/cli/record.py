@@ -26,8 +26,8 @@ def as_bytes(context: click.Context, parameter: click.Parameter, value: str | No
     return parse_size(value) if value else 0
 
 
-def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `record`, which `run` has too."""
+def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that records: where to, what, and how."""
     path = click.Path(path_type=Path)
     options = [
         click.option("-o", "--output", type=path, metavar="DIR", help="The trace directory. [default: PROGRAM.trace]"),
@@ -45,15 +45,22 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="'none' records the order of calls without times, at a third of the cost."),
         click.option("--keep-last", callback=as_bytes, metavar="SIZE",
                      help="Flight recorder: keep the last SIZE bytes of events, such as 64M."),
-        click.option("--no-follow", is_flag=True, help="Leave child processes and programs started by exec alone."),
         click.option("-q", "--quiet", is_flag=True, help="No summary when the program has ended."),
     ]  # fmt: skip
-    command = click.argument(
-        "command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] PROGRAM [ARGS]..."
-    )(command)
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments of `record`, which `run` has too."""
+    command = click.option(
+        "--no-follow", is_flag=True, help="Leave child processes and programs started by exec alone."
+    )(command)
+    command = choice_options(command)
+    return click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] PROGRAM [ARGS]...")(
+        command
+    )
 
 
 @click.command(context_settings=PASS_ON)

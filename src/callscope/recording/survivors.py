@@ -22,12 +22,12 @@ class Survivor:
     name: str
 
 
-def find_survivors(events: Path) -> list[Survivor]:
+def find_survivors(events: Path, attached: bool = False) -> list[Survivor]:
     """The processes that write to the file `events`, or will as soon as their agent starts, by process id.
 
-    Only processes started since this one are looked at: no other can belong to its session.
+    Only processes started since this one are looked at, unless one was `attached`: no other can belong to its session.
     """
-    own = _started(os.getpid())
+    own = 0 if attached else _started(os.getpid())
     found = []
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
