@@ -49,6 +49,12 @@ def trampoline(part: Part, address: int) -> list[str]:
     return out
 
 
+def test_a_function_that_is_entered_behind_its_first_byte() -> None:
+    part = plan([bytes.fromhex("90 e800000000 90"), PROLOGUE + EPILOGUE])  # nop; call; nop
+    assert min(patched(part)) > LOW + 7
+    assert len(part.refusals) == 1 and "runtime.goexit" in part.refusals[0].reason
+
+
 def test_entry_and_exit_of_a_plain_function() -> None:
     part = plan([PROLOGUE + bytes.fromhex("e800000000") + EPILOGUE])
     assert patched(part) == {LOW: 5, LOW + len(PROLOGUE) + 5 + 2 - 2: 5}

@@ -117,6 +117,19 @@ def test_a_jump_table_behind_a_function_without_unwind_information(tmp_path: Pat
     assert image.plan.counts["exit"] == 2
 
 
+def test_functions_that_only_pointers_and_jumps_lead_to(tmp_path: Path) -> None:
+    getter = bytes.fromhex("8b4108 83c001 c3")  # mov eax,[rcx+8]; add eax,1; ret
+    text = (getter.ljust(16, b"\xcc") * 3).ljust(0x40, b"\xcc")
+    text += b"\x06\x07" * 8 + getter  # no instructions; then a function, but not on a boundary
+    text = text.ljust(0x80, b"\xcc") + bytes.fromhex("31c0 90 e9") + struct.pack("<i", 0x20 - 0x88) + PADDING
+    file = PeFile(text=text, unwinds=[Unwind(TEXT + 0x80, TEXT + 0x88)], entry=TEXT + 0x80)
+    assert [start - TEXT for start in planned(tmp_path, file).plan.text.starts] == [0x20, 0x80]
+    file.pointers = {0: 0}
+    data = file.data_at  # with relocations
+    file.pointers = {data + 8 * number: TEXT + at for number, at in enumerate((0, 4, 0x40, 0x51))}
+    assert [start - TEXT for start in planned(tmp_path, file).plan.text.starts] == [0, 0x20, 0x80]
+
+
 def test_the_plan_file(tmp_path: Path) -> None:
     text = bytes.fromhex("53 4883ec20") + call(5, 0x40) + bytes.fromhex("4883c420 5b c3")
     text = text.ljust(0x40, b"\xcc") + bytes.fromhex("8d0409 31d2 c3") + PADDING

@@ -215,6 +215,23 @@ class _Mixed:
         decoder.position, decoder.ip = resume - start, resume
 
 
+def flow_end(image: Image, start: int, limit: int) -> int:
+    """Where the code that begins at `start` ends: at the first return or jump that nothing before it leads behind.
+
+    `start` itself when bytes that are no instructions come first; `limit` when none does. For PE images.
+    """
+    mixed = _Mixed(image, start, limit)
+    decoder = Decoder(64, image.read(start, limit - start), ip=start)
+    for instruction in decoder:
+        kind = dis.KINDS[instruction.code]
+        if kind == dis.INVALID:
+            return start
+        mixed.advance(instruction, kind, decoder)
+        if mixed.ended or mixed.sure_end:
+            return mixed.sure_end or mixed.data[0][0]
+    return limit
+
+
 def _releases_frame(instruction: Instruction) -> bool:
     """Whether an epilogue may go on behind it: it pops a register or moves the stack pointer up."""
     code = instruction.code

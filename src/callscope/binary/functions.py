@@ -27,6 +27,8 @@ FROM_SYMBOL = 8
 """its start was found in a symbol table only"""
 NO_SIZE = 16
 """nothing says where it ends: it was given everything up to the next function"""
+_ALIGNMENT = 16
+_PADDING = b"\xcc"
 LONGEST_LEAF = 1 << 16
 """bytes of a function without unwind information that are looked at for its end"""
 NAMED = 32
@@ -246,29 +248,36 @@ def _unsized(image: Image, known: _Spans, starts: NDArray[np.int64], symbols: _S
     following = all_starts[np.searchsorted(all_starts, starts, side="right")]
     end = np.minimum(following, _section_ends(image, starts))
     if image.is_pe:
-        end = np.array([_flow_end(image, *span) for span in zip(starts.tolist(), end.tolist(), strict=True)], np.int64)
+        from callscope.binary.edges import flow_end  # it brings the decoder, which readers of traces seldom need
+
+        end = np.minimum(end, starts + LONGEST_LEAF)
+        end = np.array([flow_end(image, *span) for span in zip(starts.tolist(), end.tolist(), strict=True)], np.int64)
         starts, end = starts[end > starts], end[end > starts]
     flags = np.where(np.isin(starts, symbols.rva), FROM_SYMBOL | NO_SIZE, NO_SIZE)
     return _Spans(starts, end, flags, np.full(len(starts), -1))
 
 
-def _flow_end(image: Image, start: int, limit: int) -> int:
-    """Where the code that begins at `start` ends: at the first return or jump that no branch before it leads behind.
+def likely_starts(image: Image, table: FunctionTable, rvas: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Those of `rvas`, which pointers or jumps lead to, where a function without unwind information seems to begin.
 
-    `start` itself when bytes that are no instructions come first.
+    It lies outside those of `table`, on a 16-byte boundary, first or behind padding or a function, and its code ends in
+    front of padding or a boundary: data in the code does not look so.
     """
-    from callscope.binary import disassembly as dis  # readers of traces seldom need it
+    from callscope.binary.edges import flow_end
 
-    furthest = start
-    for instruction in dis.decode(image.view(start, min(limit - start, LONGEST_LEAF)), start):
-        kind = dis.KINDS[instruction.code]
-        if kind == dis.INVALID:
-            return start
-        if kind in (dis.BRANCH, dis.JUMP, dis.LOOP) and instruction.near_branch_target < limit:
-            furthest = max(furthest, instruction.near_branch_target)
-        if kind in dis.NEVER_RETURNS and instruction.next_ip > furthest:
-            return min(instruction.next_ip, limit)
-    return limit
+    places = np.unique(rvas[rvas % _ALIGNMENT == 0]).astype(np.int64)
+    places = _in_code(image, places[table.index_at(places) < 0])
+    bounds = np.append(table.rva.astype(np.int64), np.iinfo(np.int64).max)
+    limits = np.minimum(bounds[np.searchsorted(bounds, places)], _section_ends(image, places))
+    first = {section.rva for section in image.code_sections}
+    found = []
+    for rva, limit in zip(places.tolist(), limits.tolist(), strict=True):
+        before = table.index_at(np.array([rva - 1]))[0]
+        behind = rva in first or image.read(rva - 1, 1) == _PADDING or before >= 0
+        end = flow_end(image, rva, min(limit, rva + LONGEST_LEAF)) if behind else rva
+        if end > rva and (end % _ALIGNMENT == 0 or image.read(end, 1) == _PADDING):
+            found.append(rva)
+    return np.array(found, np.uint32)
 
 
 def _join(parts: list[_Spans]) -> _Spans:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from callscope.binary.cfi import FrameTable
 from callscope.binary.edges import Edges, merge, scan
-from callscope.binary.functions import FunctionTable, find_functions
+from callscope.binary.functions import FunctionTable, find_functions, likely_starts
 from callscope.binary.image import Image
 from callscope.binary.open import open_image, unwinding
 from callscope.binary.pe_unwind import UnwindTable
@@ -78,7 +78,12 @@ def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | N
     tell = _Teller(progress, 2 * size)
     _shared.update(image=image, low=low, high=high)
     edges = _scan(functions, jobs, tell)
-    more = find_functions(image, extra_targets=_unowned(functions, edges.starts), frames=frames)
+    starts = _unowned(functions, edges.starts)
+    if image.is_pe:
+        jumped = edges.branch_targets[~edges.branch_conditional]
+        pointed = np.concatenate([image.relocated_code_pointers(), edges.code_references, jumped])
+        starts = np.union1d(starts, likely_starts(image, functions, pointed))
+    more = find_functions(image, extra_targets=starts, frames=frames)
     if len(more.rva) != len(functions.rva):
         functions = more
         edges = _scan(functions, jobs, tell)

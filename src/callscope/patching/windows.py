@@ -108,6 +108,10 @@ class Windows:
         text, taken = self.text, self.taken
         self.layout.counts["entry"] += 1
         start = code[first].ip
+        if kinds[first : first + 2] == [dis.NOP, dis.CALL] and code[first].len == 1:
+            reason = "it is entered behind its first byte, as a return address: Go's runtime.goexit"
+            self.layout.refusals.append(Refusal("entry", index, start, reason))
+            return
         position, size, complete = first, 0, False
         while size < JUMP_BYTES and position < len(code):
             if position > first and text.barrier(code[position].ip):
