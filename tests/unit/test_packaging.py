@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from callscope.binary.elf import read_image
-from callscope.native import AGENT_NAME, KERNEL_NAME, library_path
+from callscope.binary.pe import read_pe
+from callscope.native import AGENT_NAME, KERNEL_NAME, LAUNCHER_NAME, WINDOWS_AGENT_NAME, library_path
 
 ROOT = Path(__file__).resolve().parents[2]
 DT_FLAGS_1 = 0x6FFFFFFB
@@ -28,6 +29,12 @@ def test_the_agent_needs_no_library_and_starts_first() -> None:
     image = read_image(library_path(AGENT_NAME))
     assert image.needed == ()
     assert image.dynamic.tags[DT_FLAGS_1] & DF_1_INITFIRST
+
+
+def test_windows_parts_need_nothing_but_the_system() -> None:
+    needed = {name: {entry.library.lower() for entry in read_pe(library_path(name)).imports}
+              for name in (WINDOWS_AGENT_NAME, LAUNCHER_NAME)}  # fmt: skip
+    assert needed == {WINDOWS_AGENT_NAME: {"ntdll.dll", "kernel32.dll"}, LAUNCHER_NAME: {"kernel32.dll"}}
 
 
 def test_the_compiler_gets_a_cache_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
