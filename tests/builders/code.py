@@ -59,4 +59,5 @@ def text_of(
         exposed=frozenset(),
         red_zone=True,
         mixed=False,
+        calls_stay=False,
     )

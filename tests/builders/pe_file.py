@@ -42,6 +42,7 @@ class PeFile:
     exports: Mapping[str, int] = field(default_factory=dict)
     pointers: Mapping[int, int] = field(default_factory=dict)
     guid: bytes | None = GUID
+    shadow_stack: bool = False
     entry: int = TEXT
     machine: int = 0x8664
     magic: int = 0x20B
@@ -110,6 +111,9 @@ class PeFile:
             codeview = b"RSDS" + self.guid + struct.pack("<I", 7) + b"small.pdb\0"
             place = add(codeview)
             entry = struct.pack("<IIHHIIII", 0, 0, 0, 0, 2, len(codeview), place, place)
+            if self.shadow_stack:
+                place = add(struct.pack("<I", 1))
+                entry += struct.pack("<IIHHIIII", 0, 0, 0, 0, 20, 4, place, place)
             directories[DEBUG] = (add(entry), len(entry))
         table = b""
         for begin, end, codes, prologue, frame, flags, tail in sorted(self.unwinds):

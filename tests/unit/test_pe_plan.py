@@ -76,6 +76,17 @@ def test_a_patch_within_an_epilogue_behind_a_call(tmp_path: Path) -> None:
         assert image.same(place, place)
 
 
+def test_calls_stay_where_shadow_stacks_are_checked(tmp_path: Path) -> None:
+    text = call(0, 0x40) + bytes.fromhex("c3") + PADDING * 4
+    text = text[:0x40] + bytes.fromhex("8d0409 31d2 c3") + PADDING
+    moved = []
+    for shadow_stack in (False, True):
+        image = planned(tmp_path, PeFile(text=text, shadow_stack=shadow_stack))
+        moved.append(TEXT in image.moved["rva"])
+        assert image.plan.image.has_shadow_stack == shadow_stack
+    assert moved == [True, False]
+
+
 def switch(table: int) -> bytes:
     """cmp ecx,2; ja default; lea rdx,[image]; mov ecx,[rdx+rcx*4+table]; add rcx,rdx; jmp rcx; three cases."""
     head = bytes.fromhex("83f902 7725") + b"\x48\x8d\x15" + struct.pack("<i", -(TEXT + 12))

@@ -32,7 +32,7 @@ from callscope.binary.dynamic import (
 )
 from callscope.binary.image import LARGEST_SPAN, PAGE, FunctionSymbols, Section, Segment, in_sections
 from callscope.binary.second_returns import TwiceCallees, find_twice_callees
-from callscope.binary.symbol_tables import dynamic_table, section_tables
+from callscope.binary.symbol_tables import SymbolTable, dynamic_table, section_tables
 from callscope.errors import ImageError
 
 Kind = Literal["exec", "pie", "shared", "static"]
@@ -73,6 +73,11 @@ class Image:
     @property
     def is_pe(self) -> bool:
         """False."""
+        return False
+
+    @property
+    def has_shadow_stack(self) -> bool:
+        """False: no system with glibc up to 2.40 turns them on unasked."""
         return False
 
     @property
@@ -158,11 +163,16 @@ class Image:
         return read_relocations(self.data, self.tables.sections, self.dynamic, self.segments, self.base)
 
     @cached_property
-    def twice_callees(self) -> TwiceCallees:
-        """What setjmp and its like are reached by from this image's code."""
+    def dynamic_symbols(self) -> SymbolTable:
+        """The symbols that relocations number."""
         numbers = self.relocations.slot_symbols
         count = int(numbers.max()) + 1 if len(numbers) else 0
-        dynamic = dynamic_table(self.data, self.dynamic, self.segments, self.base, count)
+        return dynamic_table(self.data, self.dynamic, self.segments, self.base, count)
+
+    @cached_property
+    def twice_callees(self) -> TwiceCallees:
+        """What setjmp and its like are reached by from this image's code."""
+        dynamic = self.dynamic_symbols
         stubs = [(self.view(first, last - first), first) for first, last in self.plt_ranges]
         tables = section_tables(self.data, self.tables) or [dynamic]
         return find_twice_callees(tables, dynamic, self.relocations, stubs, self.base)

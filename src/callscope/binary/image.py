@@ -96,6 +96,10 @@ class Image(Protocol):
         """
 
     @property
+    def has_shadow_stack(self) -> bool:
+        """Whether the processor may check that each ret goes where its call came from: no call can be imitated."""
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """What is mapped, in order of address."""
 

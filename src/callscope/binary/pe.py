@@ -70,6 +70,11 @@ class PeImage:
         stripped = int(self.tables.header["characteristics"]) & pe.FILE_RELOCS_STRIPPED
         return bool(stripped) or self.directory(pe.RELOCATION)[1] == 0
 
+    @cached_property
+    def has_shadow_stack(self) -> bool:
+        """Whether the processor may check that each ret goes where its call came from."""
+        return pe_tables.has_shadow_stack(self.read, self.directory(pe.DEBUG))
+
     def require_program(self) -> None:
         """Raise ImageError when it is a library, which cannot be started by itself."""
         if self.is_library:

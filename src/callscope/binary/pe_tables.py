@@ -33,6 +33,7 @@ _EXPORTS = np.dtype([("head", "<u4", 5), ("functions", "<u4"), ("names", "<u4"),
 _ABSOLUTE_64 = 10
 _FUNCTION_TYPE = 2
 _CODEVIEW = 2
+_EXTENDED_CHARACTERISTICS = 20
 _RSDS = b"RSDS"
 _MOST_DESCRIPTORS = 4096
 _MOST_IMPORTS = 1 << 18
@@ -181,6 +182,13 @@ def codeview(read: Reader, debug: tuple[int, int]) -> bytes | None:
             if entry[:4] == _RSDS and len(entry) >= 24:
                 return entry[4:]
     return None
+
+
+def has_shadow_stack(read: Reader, debug: tuple[int, int]) -> bool:
+    """Whether the file agrees to shadow stacks (IMAGE_DLLCHARACTERISTICS_EX_CET_COMPAT in the debug directory)."""
+    table = read(debug[0], min(debug[1], 28 * 64)) if debug[1] else b""
+    found = [at for at in range(0, len(table) - 27, 28) if _word(table, at + 12) == _EXTENDED_CHARACTERISTICS]
+    return any(_word(read(_word(table, at + 20), 4), 0) & 1 for at in found)
 
 
 def _word(data: bytes, at: int) -> int:

@@ -72,6 +72,7 @@ def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edg
         exposed=frozenset(edges.exposed.tolist()),
         red_zone=not image.is_pe,
         mixed=image.is_pe,
+        calls_stay=image.has_shadow_stack,
     )
 
 

@@ -15,7 +15,7 @@ from callscope.binary import disassembly as dis
 from callscope.format import PATCH_ALWAYS
 from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Redirect, Refusal, Run
 from callscope.patching.text import HARD, NOT_PART, SIGNAL_FRAME, SOFT, Taken, Text, islands_in
-from callscope.patching.windows import FALLS, LAST, Pending, Windows, long_displacement
+from callscope.patching.windows import FALLS, Pending, Windows, long_displacement
 
 REACH_BACK = 128
 REACH_AHEAD = 127
@@ -32,6 +32,7 @@ class Rescue:
         self.taken: Taken = windows.taken
         self.layout: Layout = windows.layout
         self.pending = windows.pending
+        self.ending = windows.ending
         self.first, self.last = first, last
         self.islands: list[int] = []
         self._borrowed: set[int] = set()
@@ -101,13 +102,15 @@ class Rescue:
                 barrier = text.barrier(instruction.ip) if last > position else 0
                 if barrier and not (cross and not barrier & HARD and size < needed):
                     break
-                if (what not in FALLS and what not in LAST) or not taken.free(instruction.ip, instruction.next_ip):
+                if (what not in FALLS and what not in self.ending) or not taken.free(
+                    instruction.ip, instruction.next_ip
+                ):
                     break
                 if barrier:
                     crossed.append(instruction.ip)
                 size += instruction.len
                 last += 1
-                closed = what in LAST
+                closed = what in self.ending
             return place.address, place.address + size, tuple(crossed)
         first = position
         end = place.end
@@ -308,7 +311,7 @@ class Rescue:
                 break
             if what == dis.LANDING or not self.taken.free(instruction.ip, instruction.next_ip):
                 break
-            if what == dis.CALL and instruction.next_ip - start >= _BORROW_BYTES:
+            if what == dis.CALL and what in self.ending and instruction.next_ip - start >= _BORROW_BYTES:
                 return instruction.next_ip
             if what not in FALLS:
                 break

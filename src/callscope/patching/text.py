@@ -48,7 +48,8 @@ class Text:
     other functions lead to. `switches`: functions with a jump table. `interior_pointers`: functions with an address
     inside them stored somewhere. `landings`: where exceptions and longjmp resume, sorted. `exposed`: where a patch must
     not look like the end of an epilogue, for a return address leads an unwinder there. `red_zone`: code may use the 128
-    bytes below the stack pointer. `mixed`: data may lie in functions, between their instructions.
+    bytes below the stack pointer. `mixed`: data may lie in functions, between their instructions. `calls_stay`: no
+    call may move.
     """
 
     low: int
@@ -70,6 +71,7 @@ class Text:
     exposed: frozenset[int]
     red_zone: bool
     mixed: bool
+    calls_stay: bool
 
     def bytes_at(self, address: int, count: int) -> bytes:
         """Up to `count` code bytes from a relative address on."""

@@ -18,8 +18,7 @@ from callscope.patching.text import NOT_PART, SIGNAL_FRAME, Taken, Text
 
 FALLS = dis.FALLS_THROUGH | {dis.BRANCH, dis.LOOP}
 """kinds that may stand inside a run"""
-LAST = dis.NEVER_RETURNS | {dis.CALL, dis.INDIRECT_CALL}
-"""kinds that end a run"""
+_LAST = dis.NEVER_RETURNS | {dis.CALL, dis.INDIRECT_CALL}
 _SWITCH_WINDOW = 6
 
 
@@ -43,6 +42,8 @@ class Windows:
         self.frames = frames
         self.taken = taken
         self.layout = layout
+        self.ending = dis.NEVER_RETURNS if text.calls_stay else _LAST
+        """kinds that end a run"""
         self.pending: list[Pending] = []
         self.dead: list[int] = []
         """starts of padding inside functions"""
@@ -117,11 +118,11 @@ class Windows:
             if position > first and text.barrier(code[position].ip):
                 break
             what = kinds[position]
-            if what not in FALLS and what not in LAST:
+            if what not in FALLS and what not in self.ending:
                 break
             size += code[position].len
             position += 1
-            if what in LAST:
+            if what in self.ending:
                 complete = what in dis.NEVER_RETURNS
                 break
         room = size
@@ -176,10 +177,14 @@ class Windows:
             start, end = code[first].ip, code[first].ip
             for instruction, what in zip(code[first:], kinds[first:], strict=True):
                 barrier = end > start and text.barrier(instruction.ip)
-                if end - start >= JUMP_BYTES + text.lead(start) or barrier or (what not in FALLS and what not in LAST):
+                if (
+                    end - start >= JUMP_BYTES + text.lead(start)
+                    or barrier
+                    or (what not in FALLS and what not in self.ending)
+                ):
                     break
                 end = instruction.next_ip
-                if what in LAST:
+                if what in self.ending:
                     break
             if end - start < JUMP_BYTES + text.lead(start) or not taken.free(start, end):
                 self.pending.append(Pending("landing", index, start, end, start))
