@@ -5,7 +5,7 @@ The names are those of GCC's `special_function_p` (attribute returns_twice), wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -64,7 +64,7 @@ def find_twice_callees(
     slots = frozenset(relocations.slots[np.isin(relocations.slot_symbols, wanted)].tolist())
     if slots:
         for code, rva in stubs:
-            addresses.update(_stubs_of(bytes(code), rva, slots))
+            addresses.update(place for place, slot in linkage_stubs(bytes(code), rva) if slot in slots)
     return TwiceCallees(frozenset(addresses), slots)
 
 
@@ -80,10 +80,14 @@ def _is_named(table: SymbolTable, offsets: NDArray[np.void]) -> NDArray[np.bool_
     return np.isin(offsets, np.array(found, np.uint32))
 
 
-def _stubs_of(code: bytes, rva: int, slots: frozenset[int]) -> Iterable[int]:
-    """Where the stubs that jump through `slots` may begin: at the jump, at an endbr64 before it, at their block."""
+def linkage_stubs(code: bytes, rva: int) -> Iterator[tuple[int, int]]:
+    """(where a stub may begin, the word it jumps through) for each `jmp [word]` of a procedure linkage table at `rva`.
+
+    A stub may begin at the jump, at an endbr64 before it, or at its block.
+    """
     at = code.find(_JUMP)
     while 0 <= at <= len(code) - 6:
-        if rva + at + 6 + int.from_bytes(code[at + 2 : at + 6], "little", signed=True) in slots:
-            yield from {rva + at, rva + at - _BRANCH_TARGET, (rva + at) // _STUB * _STUB}
+        slot = rva + at + 6 + int.from_bytes(code[at + 2 : at + 6], "little", signed=True)
+        for place in {rva + at, rva + at - _BRANCH_TARGET, (rva + at) // _STUB * _STUB}:
+            yield place, slot
         at = code.find(_JUMP, at + 1)

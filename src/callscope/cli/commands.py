@@ -31,6 +31,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("export", "export", "A trace in the form that another tool reads."),
     ),
     "Look at a program": (
+        Command("map", "map", "Every call site of a binary, and what traces saw there."),
         Command("plan", "plan", "Functions of a binary, what of them can be traced, what not and why."),
     ),
 }  # fmt: skip

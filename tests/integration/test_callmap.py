@@ -1,0 +1,123 @@
+"""The static call map, against objdump and against a program whose calls are known."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from callscope.cli.main import main
+from callscope.errors import TraceError
+from callscope.reports.callmap import CallMap, read_map
+from tests.builders.compilers import MINGW, compile_program, have
+from tests.builders.tracing import callscope
+
+SOURCE = """
+#include <stdio.h>
+#include <stdlib.h>
+int depth;
+__attribute__((noinline)) int leaf(int n) { depth += n; return n + depth; }
+__attribute__((noinline)) int tailing(int n) { depth++; return leaf(n + 1); }
+__attribute__((noinline)) int other(int n) { depth--; return n * 3; }
+int (*volatile pointer)(int) = other;
+__attribute__((noinline)) int indirect(int n) { return pointer(n) + 1; }
+__attribute__((noinline)) int never(int n) { return leaf(n) * 2 + rand(); }
+int main(int argc, char **argv) {
+    int sum = 0;
+    for (int i = 0; i < 5; i++)
+        sum += tailing(i) + indirect(i);
+    if (argc > 5)
+        sum += never(sum);
+    printf("%d\\n", sum);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("map")
+    (directory / "calls.c").write_text(SOURCE)
+    return compile_program([directory / "calls.c"], directory / "calls", ["-O2", "-fno-plt", "-fcf-protection=none"])
+
+
+def sites(found: CallMap, function: str) -> list[tuple[str, str | None, bool]]:
+    (caller,) = [caller for caller in found.functions if caller.name == function]
+    return [(site.kind, site.target, site.imported) for site in caller.sites]
+
+
+@pytest.mark.parametrize("flags", [["-fno-plt"], ["-fplt"], ["-fplt", "-no-pie"]], ids=str)
+def test_every_kind_of_site(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "calls.c").write_text(SOURCE)
+    found = read_map(compile_program([tmp_path / "calls.c"], tmp_path / "calls", ["-O2", *flags]))
+    library = "indirect call" if "-fno-plt" in flags else "call"
+    assert sites(found, "tailing") == [("tail", "leaf", False)]
+    assert sites(found, "leaf") == []
+    assert sites(found, "indirect") == [("indirect call", None, False)]
+    assert sites(found, "never") == [("call", "leaf", False), (library, "rand", True)]
+    assert Counter(sites(found, "main")) == {
+        ("call", "tailing", False): 1,
+        ("call", "indirect", False): 1,
+        ("call", "never", False): 1,
+        (library, "printf", True): 1,
+    }
+    taken = {caller.name for caller in found.functions if caller.is_taken}
+    assert "other" in taken
+    assert "leaf" not in taken
+
+
+@pytest.mark.parametrize("name", ["bash", "git"])
+def test_calls_of_real_programs_are_objdumps(name: str) -> None:
+    path = shutil.which(name)
+    if path is None or not have("objdump"):
+        pytest.skip(f"{name} or objdump is not installed")
+    listing = subprocess.run(["objdump", "-d", "-j", ".text", path], capture_output=True, text=True, check=True).stdout
+    wanted = {int(place, 16) for place in re.findall(r"^ +([0-9a-f]+):.*\tcall\b", listing, re.M)}
+    found = {site.address for site in read_map(Path(path)).sites if site.kind in ("call", "indirect call")}
+    assert found <= wanted
+    assert len(found) > 0.995 * len(wanted)
+
+
+@pytest.mark.skipif(not have(*MINGW.values()), reason="mingw-w64 is not installed")
+def test_windows_programs(tmp_path: Path) -> None:
+    (tmp_path / "calls.c").write_text(SOURCE)
+    found = read_map(compile_program([tmp_path / "calls.c"], tmp_path / "calls.exe", ["-O2"], "mingw"))
+    assert sites(found, "tailing") == [("tail", "leaf", False)]
+    assert ("call", "rand", True) in [(kind, target and target.rpartition("!")[2], imported)
+                                      for kind, target, imported in sites(found, "never")]  # fmt: skip
+
+
+def test_traces_say_what_was_called(program: Path, tmp_path: Path, plan_cache: Path) -> None:
+    trace = tmp_path / "calls.trace"
+    assert callscope(["record", "-q", "-o", trace, program], plan_cache).status == 0
+    answer = callscope(["map", program, "--trace", trace, "--format", "json"], plan_cache)
+    functions = {function["name"]: function for function in json.loads(answer.output)["functions"]}
+    seen = {(name, site["target"]): site["seen"] for name, function in functions.items() for site in function["sites"]}
+    assert seen["main", "indirect"] == {"indirect": 5}
+    assert seen["indirect", None] == {"other": 5}
+    assert seen["never", "leaf"] == {}
+    assert seen["main", "tailing"]["tailing"] == 5
+    text = callscope(["map", program, "--trace", trace, "--never"], plan_cache).output
+    assert re.search(r"call\s+never\s+never$", text, re.M)
+    assert "5 x" not in text
+    dot = callscope(["map", program, "--trace", trace, "--format", "dot", "-f", "indirect"], plan_cache).output
+    assert 'label="5 x", style=dashed' in dot
+
+
+def test_other_builds_and_wrong_usage(program: Path, tmp_path: Path, plan_cache: Path) -> None:
+    trace = tmp_path / "calls.trace"
+    assert callscope(["record", "-q", "-o", trace, program], plan_cache).status == 0
+    changed = tmp_path / program.name
+    (tmp_path / "other.c").write_text(SOURCE.replace("* 3", "* 4"))
+    compile_program([tmp_path / "other.c"], changed, ["-O2"])
+    answer = callscope(["map", changed, "--trace", trace], plan_cache)
+    assert answer.status == 1
+    assert "another build" in answer.errors
+    assert main(["map", str(program), "--never"]) == 2
+    with pytest.raises(TraceError):
+        from callscope.reports.callmap import chosen
+
+        chosen(read_map(program), ["nothing_*"], never=False)
