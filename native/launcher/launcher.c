@@ -4,8 +4,9 @@
  *   attach SESSION RECORDER OFFSET FLAGS -- PID|NAME           prints {"pid": N}
  *   detach -- PID|NAME
  *
- * SESSION and RECORDER are directories, OFFSET and FLAGS decimal numbers for cs_start; PATH is the program. Paths may
- * be those of Linux, under Wine. Failures go to standard error as {"error": ...}; the exit status is then 125. */
+ * SESSION and RECORDER are directories, OFFSET and FLAGS decimal numbers for cs_start. Paths may be those of Linux,
+ * under Wine. Failures go to standard error, those of `run` as a line for people, others as {"error": ...}; the exit
+ * status is then 125. */
 #include "launcher.h"
 
 #define ARGUMENT_LIMIT 8u
@@ -47,16 +48,19 @@ static bool equal(const WCHAR *left, const char *right) {
     return *left == (WCHAR)*right;
 }
 
+static bool for_people;
+
 int cs_fail(const char *what, const WCHAR *subject) {
     static char text[4096];
     static char escaped[4096];
     uint32_t out = 0;
     if (subject && !WideCharToMultiByte(CP_UTF8, 0, subject, -1, text, sizeof text / 2, NULL, NULL))
         text[0] = 0;
-    const char *parts[] = {"{\"error\": \"", what, subject ? ": " : "", subject ? text : "", "\"}\n"};
+    const char *parts[] = {for_people ? "callscope: error: " : "{\"error\": \"", what, subject ? ": " : "",
+                           subject ? text : "", for_people ? "\n" : "\"}\n"};
     for (uint32_t i = 0; i < 5; i++)
         for (const char *in = parts[i]; *in && out + 2 < sizeof escaped; in++) {
-            if (i == 3 && (*in == '"' || *in == '\\'))
+            if (i == 3 && !for_people && (*in == '"' || *in == '\\'))
                 escaped[out++] = '\\';
             escaped[out++] = *in;
         }
@@ -74,6 +78,7 @@ static int dispatch(void) {
     while (count < ARGUMENT_LIMIT && !ended && next_word(&rest, words[count], 4096))
         ended = equal(words[count++], "--");
     static struct cs_start start;
+    for_people = equal(words[0], "run");
     if (!ended || !*rest)
         return cs_fail("wrong arguments", NULL);
     if (count >= 6) {

@@ -54,10 +54,11 @@ static BOOL WINAPI ignore(DWORD event) {
     return event == CTRL_C_EVENT || event == CTRL_BREAK_EVENT;
 }
 
-/* When this process is killed, so is the program; its children are not. */
+/* When this process is killed, so is the program; its children are not, and may leave jobs as they like. */
 static void tie(HANDLE process) {
     JOBOBJECT_EXTENDED_LIMIT_INFORMATION limits = {
-        .BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE | JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK};
+        .BasicLimitInformation.LimitFlags =
+            JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE | JOB_OBJECT_LIMIT_BREAKAWAY_OK | JOB_OBJECT_LIMIT_SILENT_BREAKAWAY_OK};
     HANDLE job = CreateJobObjectW(NULL, NULL);
     if (job && SetInformationJobObject(job, JobObjectExtendedLimitInformation, &limits, sizeof limits))
         AssignProcessToJobObject(job, process);
