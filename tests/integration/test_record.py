@@ -96,6 +96,14 @@ def test_run_records_and_reports(recorder: Recorder, counted: Path) -> None:
     assert len(recorder.run("run", "-q", "-n", "1", "-f", "*er", counted).stdout.splitlines()) == 3
 
 
+def test_what_the_kernel_started_has_no_call_site(recorder: Recorder, counted: Path) -> None:
+    recorder.run("record", "-q", "-o", "sites.trace", counted, "calls", "0")
+    calls = [json.loads(line) for line in recorder.run("calls", "sites.trace", "--format", "json").stdout.splitlines()]
+    sites = {call["function"]: call["call_site"] for call in calls}
+    assert sites["_start"] is None
+    assert sites["main"].startswith("libc.so.6+0x")
+
+
 def test_an_earlier_trace_is_kept(recorder: Recorder, counted: Path) -> None:
     for status in ("1", "2"):
         assert recorder.run("record", "-q", counted, "calls", status).returncode == int(status)

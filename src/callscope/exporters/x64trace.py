@@ -40,7 +40,7 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
         start = f"{when} {who[call.thread]}"
         target = targets.get(call.function_id, "?")
         if is_entry:
-            yield f"{start} call {target} from {sites.get(call.site, '?')}"
+            yield f"{start} call {target} from {sites.get(call.site) or '-'}"
             yield f"{start} enter {target}"
         elif call.ended_by == TAIL_CALL:
             yield f"{start} jump {target}"

@@ -71,10 +71,14 @@ LEFT JOIN threads t ON t.thread = c.thread
 LEFT JOIN site_labels s ON s.site = c.site
 """
 
-_SITE_LABELS = """
+_LOWEST_CODE = 0x10000
+"""No code lies below: a program's first function finds argc where others find their return address."""
+
+_SITE_LABELS = f"""
 CREATE VIEW site_labels AS
 SELECT site, name,
-       CASE WHEN module IS NULL THEN printf('0x%x', address) ELSE module || printf('+0x%x', rva) END AS label
+       CASE WHEN module IS NOT NULL THEN module || printf('+0x%x', rva)
+            WHEN address >= {_LOWEST_CODE} THEN printf('0x%x', address) END AS label
 FROM sites
 """
 
