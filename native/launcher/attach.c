@@ -53,8 +53,8 @@ static DWORD find(const WCHAR *which) {
     return 0;
 }
 
-/* Run the agent's function in the process; its result, or -1. */
-static int call(DWORD id, const char *function, const struct cs_start *start, const WCHAR *which) {
+/* Run the agent's function in the process; `refusal`: what it means when that is not done. The exit status. */
+static int call(DWORD id, const char *function, const struct cs_start *start, const WCHAR *which, const char *refusal) {
     HANDLE process = OpenProcess(ACCESS, FALSE, id);
     BOOL is_32_bit = FALSE;
     if (!process)
@@ -69,7 +69,7 @@ static int call(DWORD id, const char *function, const struct cs_start *start, co
     GetExitCodeThread(thread, &result);
     VirtualFreeEx(process, place, 0, MEM_RELEASE);
     if (result)
-        return cs_fail(result == 1 ? "the process is traced already" : "the agent does not start there", which);
+        return cs_fail(result == 1 ? "the process is traced already" : refusal, which);
     say("{\"pid\": ");
     say_number(id);
     say("}\n");
@@ -78,11 +78,11 @@ static int call(DWORD id, const char *function, const struct cs_start *start, co
 
 int cs_attach(const struct cs_start *start, const WCHAR *which) {
     DWORD id = find(which);
-    return id ? call(id, "callscope_start", start, which) : CS_FAILED;
+    return id ? call(id, "callscope_start", start, which, "the agent does not start there") : CS_FAILED;
 }
 
 int cs_detach(const WCHAR *which) {
     static const struct cs_start none;
     DWORD id = find(which);
-    return id ? call(id, "callscope_stop", &none, which) : CS_FAILED;
+    return id ? call(id, "callscope_stop", &none, which, "the process is not traced") : CS_FAILED;
 }
