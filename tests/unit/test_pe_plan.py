@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from callscope import format as fmt
 from callscope.cli.main import main
+from callscope.errors import CallscopeError
 from callscope.patching.planner import plan_image
 from tests.builders.compilers import MINGW, TARGETS, compile_program, have
 from tests.builders.pe_file import RUNTIME, TEXT, PeFile, Unwind
@@ -181,6 +184,28 @@ def test_windows_unwinder_walks_through_every_patch(tmp_path: Path, compiler: st
     for kind, least in (("entry", 0.99), ("exit", 0.97)):
         left = sum(refusal.kind == kind for refusal in image.plan.refusals)
         assert counts[kind] > 50 and left <= (1 - least) * counts[kind]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    code=st.binary(min_size=48, max_size=200),
+    codes=st.binary(max_size=8),
+    flags=st.integers(0, 7),
+    split=st.integers(1, 40),
+)
+def test_any_bytes_are_planned_or_refused(tmp_path: Path, code: bytes, codes: bytes, flags: int, split: int) -> None:
+    unwinds = [
+        Unwind(TEXT, TEXT + split, codes[: len(codes) & -2], 4, 0, flags, code[:24]),
+        Unwind(TEXT + split, TEXT + len(code)),
+    ]
+    try:
+        image = planned(tmp_path, PeFile(text=code, unwinds=unwinds))
+    except CallscopeError as error:
+        assert "\n" not in str(error)
+        return
+    assert len(image.memory) == len(image.original)  # every patch has found the bytes that it replaces
+    assert all(patch["rva"] >= TEXT and patch["rva"] + patch["length"] <= TEXT + len(code) for patch in image.patches)
+    assert all(begin < end for begin, end, _ in image.trampolines.entries)
 
 
 def test_the_plan_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from iced_x86 import Code, Decoder, Encoder, Instruction, Register
 from numpy.typing import NDArray
 
 from callscope.binary import disassembly as dis
+from callscope.binary.image import LARGEST_SPAN
+from callscope.errors import PlanError
 from callscope.format import (
     STUB_BYTES,
     STUB_ENTRY,
@@ -213,7 +215,7 @@ class Emitter:
         if relative:
             code += b"\xff\x25"
             out.to_image.append(len(code))
-            code += struct.pack("<i", instruction.ip_rel_memory_address - (len(code) + 4))
+            code += _relative(instruction.ip_rel_memory_address, len(code) + 4)
             return
         encoder = Encoder(64)
         try:
@@ -228,7 +230,9 @@ class Emitter:
         place = len(code)
         code += raw
         out.to_image.append(place + offset)
-        struct.pack_into("<i", code, place + offset, instruction.ip_rel_memory_address - (place + instruction.len))
+        code[place + offset : place + offset + 4] = _relative(
+            instruction.ip_rel_memory_address, place + instruction.len
+        )
 
     def _push_address(self, address: int) -> None:
         code = self.out.code
@@ -258,7 +262,7 @@ class Emitter:
             out.code += bytes(4)
             return
         out.to_image.append(position)
-        out.code += struct.pack("<i", target - (position + 4))
+        out.code += _relative(target, position + 4)
 
     def _tail_stub(self, conditional: bool) -> None:
         code = self.out.code
@@ -294,6 +298,15 @@ class Emitter:
             struct.pack_into("<i", out.code, position, place - (position + 4))
 
 
+def _relative(target: int, end: int) -> bytes:
+    """The displacement to an address of the image from an instruction that ends at `end`; CannotMoveError when there is
+    none.
+    """
+    if not 0 <= target < LARGEST_SPAN:
+        raise CannotMoveError(f"refers to {target:#x}, outside of the image")
+    return struct.pack("<i", target - end)
+
+
 def _condition(raw: bytes) -> int:
     """Condition code of a conditional jump, from its bytes."""
     if long_displacement(raw):
@@ -302,11 +315,14 @@ def _condition(raw: bytes) -> int:
 
 
 def shift_displacements(code: NDArray[np.uint8], positions: NDArray[np.int64], amount: int) -> None:
-    """Add `amount` to the 32-bit displacements at `positions` (byte offsets) of `code`, in place."""
+    """Add `amount` to the 32-bit displacements at `positions` (byte offsets) of `code`, in place.
+
+    Raises PlanError when one does not fit any more.
+    """
     if not len(positions):
         return
     bytes_at = positions[:, None] + np.arange(4)
     values = np.ascontiguousarray(code[bytes_at]).view("<i4")[:, 0].astype(np.int64) + amount
     if len(values) and (values.max() > 0x7FFFFFFF or values.min() < -0x80000000):
-        raise OverflowError("a displacement does not fit in 32 bits")
+        raise PlanError("the image is too large: its trampolines do not reach all of it")
     code[bytes_at] = values.astype("<i4").view("u1").reshape(-1, 4)
