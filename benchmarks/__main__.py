@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.calls import calls
+from benchmarks.calls import calls, windows
 from benchmarks.harness import Table, machine
 from benchmarks.planning import planning, start
 from benchmarks.programs import programs
@@ -18,6 +18,7 @@ from benchmarks.reading import reading
 
 TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "calls": calls,
+    "windows": windows,
     "programs": programs,
     "planning": planning,
     "start": start,

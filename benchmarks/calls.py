@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.harness import Case, Row, Table, build, measure, need, record, run
+from benchmarks.harness import TARGETS, Case, Row, Table, build, measure, need, record, run
 
 FLOOR = "two rdtsc"
 DEPTH = 32
+MINGW = "x86_64-w64-mingw32-gcc"
+WINE = "wine"
+QUIET = {"WINEDEBUG": "-all"}
 MEMORY = Path("/dev/shm")
 """A file system in memory: on a disk the figure depends on what else is written to it at that moment."""
 SLOW_DEPTH = 26
@@ -72,3 +76,28 @@ def calls(directory: Path, rounds: int) -> Table:
         if memory != directory:
             shutil.rmtree(memory)
     return Table("Cost of a call, enter and exit", "ns", rows, FLOOR)
+
+
+def windows(directory: Path, rounds: int) -> Table:
+    """Nanoseconds a call of a Windows program under Wine."""
+
+    def made(name: str, *flags: str) -> Path:
+        need(MINGW, WINE)
+        run([MINGW, "-O2", "-static", *flags, "-o", directory / name, TARGETS / "fib.c"])
+        return directory / name
+
+    def plain(name: str, *flags: str) -> float:
+        return _cost(run([WINE, made(name, *flags), str(DEPTH)], env=os.environ | QUIET)[0])
+
+    def ours(**options: object) -> float:
+        warm_up = [str(DEPTH)] if "keep_last" in options else []
+        return _cost(record([made("fib.exe"), str(DEPTH), *warm_up], directory / "trace", **options)[0])
+
+    cases = [
+        Case("untraced", lambda: plain("fib.exe")),
+        Case(FLOOR, lambda: plain("fib-rdtsc.exe", "-DTWO_RDTSC")),
+        Case("callscope --keep-last 4M", lambda: ours(keep_last=4 << 20)),
+        Case("callscope", ours),
+        Case("callscope --clock none --keep-last 4M", lambda: ours(keep_last=4 << 20, clock="none")),
+    ]
+    return Table("Cost of a call of a Windows program", "ns", measure(cases, rounds), FLOOR)

@@ -4,7 +4,11 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
+#ifdef _WIN32
+#include <windows.h>
+#else
 #include <time.h>
+#endif
 
 #ifdef TWO_RDTSC
 #define TICK __asm__ volatile("rdtsc" : : : "rax", "rdx")
@@ -22,9 +26,16 @@ __attribute__((noinline)) long fib(long n) {
 }
 
 __attribute__((no_instrument_function)) static double now(void) {
+#ifdef _WIN32
+    LARGE_INTEGER count, frequency;
+    QueryPerformanceCounter(&count);
+    QueryPerformanceFrequency(&frequency);
+    return (double)count.QuadPart * 1e9 / (double)frequency.QuadPart;
+#else
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (double)time.tv_sec * 1e9 + (double)time.tv_nsec;
+#endif
 }
 
 __attribute__((no_instrument_function)) int main(int argc, char **argv) {
