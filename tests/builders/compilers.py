@@ -51,7 +51,8 @@ def compile_program(sources: Sequence[Path], output: Path, flags: Sequence[str],
     if output.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f"{output.name}.{os.getpid()}")
+    # A PDB is named after the program, and found by that name.
+    temporary = output if compiler == "zig-windows" else output.with_name(f"{output.name}.{os.getpid()}")
     done = subprocess.run([*command, "-o", str(temporary), *map(str, sources)], capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[:3000]}"
     temporary.rename(output)

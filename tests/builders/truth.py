@@ -17,6 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from callscope.binary.functions import find_functions
+from callscope.binary.open import open_image
+from callscope.binary.symbols import open_symbols
 from tests.builders.random_program import (
     COROUTINE_FUNCTIONS,
     FRESH_STACK_FUNCTIONS,
@@ -125,6 +128,8 @@ def image_base(path: Path) -> int:
 def logged_addresses(path: Path, program: Program) -> dict[int, int]:
     """Relative address -> number of the logged function, clones that a compiler made (`f012.constprop.0`) included."""
     numbers = {name: number for number, name in enumerate(program.names)}
+    if path.suffix == ".exe" and path.with_suffix(".pdb").exists():
+        return _addresses_in_pdb(path, program, numbers)
     base = image_base(path)
     output = subprocess.run(["nm", "--defined-only", str(path)], check=True, capture_output=True, text=True).stdout
     found: dict[int, int] = {}
@@ -138,6 +143,23 @@ def logged_addresses(path: Path, program: Program) -> dict[int, int]:
             raise AssertionError(
                 f"{path}: {symbol} shares its address with {program.names[found[int(address, 16) - base]]}"
             )
+    return found
+
+
+def _addresses_in_pdb(path: Path, program: Program, numbers: Mapping[str, int]) -> dict[int, int]:
+    """As `logged_addresses`, for a Windows program whose symbols are in a PDB, where names are demangled."""
+    methods = [name for name in program.names if re.fullmatch(r"v\d+", name)]
+    rvas = find_functions(open_image(path)).rva
+    found = {}
+    for rva, symbol in zip(rvas.tolist(), open_symbols(path).names(rvas), strict=True):
+        method = re.match(r"Class(\d+)::(left|right)\(", symbol or "")
+        if method:
+            name = methods[2 * int(method[1]) + (method[2] == "right")]
+        else:
+            name, is_lambda, rest = (symbol or "").partition("::<lambda")
+            name = name.partition("(")[0] + (".lambda" if is_lambda and "operator()" in rest else is_lambda)
+        if name in numbers:
+            found[int(rva)] = numbers[name]
     return found
 
 

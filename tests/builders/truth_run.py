@@ -21,6 +21,7 @@ FRAME_POINTERS = ("-fomit-frame-pointer", "-fno-omit-frame-pointer")
 EXTRAS: dict[str, tuple[tuple[str, ...], ...]] = {
     "gcc": ((), ("-no-pie",), ("-fcf-protection=none",), ("-fno-plt",), ("-fstack-protector-all",), ("-flto",)),
     "mingw": ((), ("-fstack-protector-all",), ("-mno-red-zone",)),
+    "zig-windows": ((), ("-fstack-protector-all",)),
     "zig": ((), ("-fPIE", "-pie"), ("-fcf-protection=full",), ("-fno-plt",), ("-fstack-protector-all",)),
 }
 
