@@ -206,7 +206,7 @@ def test_matrix(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """Clang's programs keep their frame pointers: of functions without a frame its PDB gives no names to judge by."""
+    """Clang's programs keep their frame pointers: without them zig leaves out the unwind information of functions."""
     is_clang = compiler == "zig-windows"
     cell = Cell(seed, compiler, level, FRAME_POINTERS[is_clang or seed % 2], not is_clang and seed % 3 == 0)
     judge(cell, tmp_path, windows, record_property)
