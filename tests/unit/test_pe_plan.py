@@ -90,6 +90,16 @@ def test_calls_stay_where_shadow_stacks_are_checked(tmp_path: Path) -> None:
     assert moved == [True, False]
 
 
+def test_what_a_try_guards_stays_where_it_is(tmp_path: Path) -> None:
+    # sub rsp,0x28; | mov eax,[rcx]; add eax,[rcx+4]; | add rsp,0x28; ret; the handler: xor eax,eax; add rsp,0x28; ret
+    text = bytes.fromhex("4883ec28 8b01 034104 4883c428 c3") + bytes.fromhex("31c0 4883c428 c3") + PADDING
+    scope = struct.pack("<IIIIII", 0x1234, 1, TEXT + 4, TEXT + 9, 1, TEXT + 14)
+    image = planned(tmp_path, PeFile(text=text, unwinds=[Unwind(TEXT, TEXT + 21, ALLOC_28, 4, 0, 3, scope)]))
+    moved = image.moved["rva"].astype(int) - TEXT
+    assert not set(moved) & {4, 6} and 9 in moved and 14 in moved
+    assert image.plan.text.landings == [TEXT + 14] and image.plan.counts["landing"] == 1
+
+
 def switch(table: int) -> bytes:
     """cmp ecx,2; ja default; lea rdx,[image]; mov ecx,[rdx+rcx*4+table]; add rcx,rdx; jmp rcx; three cases."""
     head = bytes.fromhex("83f902 7725") + b"\x48\x8d\x15" + struct.pack("<i", -(TEXT + 12))

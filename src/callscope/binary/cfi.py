@@ -132,10 +132,14 @@ class FrameTable:
 
 @dataclass(frozen=True)
 class LandingPads:
-    """pads: sorted unique u4 rvas where exceptions may resume. unreadable: indices of entries with damaged tables."""
+    """pads: sorted unique u4 rvas where exceptions may resume. unreadable: indices of entries with damaged tables.
+
+    guarded: [start, end) ranges whose instructions may fault as part of the program's plan, i8, shape (n, 2).
+    """
 
     pads: NDArray[np.uint32]
     unreadable: NDArray[np.int64]
+    guarded: NDArray[np.int64]
 
 
 def frame_table(image: ElfImage) -> FrameTable:
@@ -216,7 +220,7 @@ def landing_pads(image: Image, table: FrameTable) -> LandingPads:
         first = int(table.fdes["lsda"][inside].min())
         pads.append(pads_of_tables(image.view(first, segment.size), first, table.fdes, damaged, image.base))
     unreadable = np.flatnonzero((damaged != 0) | ~covered)
-    return LandingPads(np.unique(np.concatenate(pads)), unreadable)
+    return LandingPads(np.unique(np.concatenate(pads)), unreadable, np.empty((0, 2), np.int64))
 
 
 def pads_of_tables(

@@ -317,10 +317,11 @@ def handler_targets(image: PeImage, table: UnwindTable) -> LandingPads:
     Nothing marks which handler a function has, so the data behind it is read for what it can be: the scope table of
     __C_specific_handler (a count, then begin, end, filter, target), when all of its ranges lie in the function; else
     the exception table (LSDA) of __gxx_personality_seh0, when it begins as GCC and LLVM begin them. `unreadable` are
-    the indices of entries whose unwind information is damaged.
+    the indices of entries whose unwind information is damaged, `guarded` the ranges of scope tables.
     """
     fdes = table.frames.fdes.copy()
     found = [np.empty(0, np.uint32)]
+    guarded = [np.empty((0, 2), np.int64)]
     owner = np.searchsorted(fdes["start"], [fragment.begin for fragment in table.fragments], side="right") - 1
     for fragment, index in zip(table.fragments, owner.tolist(), strict=True):
         data = fragment.info.handler_data
@@ -336,6 +337,8 @@ def handler_targets(image: PeImage, table: UnwindTable) -> LandingPads:
             inside = (scopes[:, 0] >= begin) & (scopes[:, 0] < scopes[:, 1]) & (scopes[:, 1] <= end)
             if len(scopes) == count and inside.all():
                 found.append(scopes[:, 3][(scopes[:, 3] >= begin) & (scopes[:, 3] < end)])
+                guarded.append(scopes[:, :2].astype(np.int64))
     pads = landing_pads(image, FrameTable(fdes, table.frames.rows))
     damaged = np.flatnonzero(fdes["flags"] & FRAME_DAMAGED)
-    return LandingPads(np.unique(np.concatenate([pads.pads, *found])), np.concatenate([pads.unreadable, damaged]))
+    unreadable = np.concatenate([pads.unreadable, damaged])
+    return LandingPads(np.unique(np.concatenate([pads.pads, *found])), unreadable, np.concatenate(guarded))

@@ -12,7 +12,7 @@ from callscope.binary.edges import Edges, data_targets, table_targets
 from callscope.binary.functions import FunctionTable
 from callscope.binary.image import Image
 from callscope.binary.open import Unwinding
-from callscope.patching.text import DATA, HARD, NOT_PART, PART, SIGNAL_FRAME, SOFT, Text
+from callscope.patching.text import DATA, GUARDED, HARD, NOT_PART, PART, SIGNAL_FRAME, SOFT, Text
 
 
 def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edges: Edges) -> Text:
@@ -37,8 +37,9 @@ def build_text(image: Image, unwinding: Unwinding, functions: FunctionTable, edg
     soft = edges.branch_targets
     barriers[soft[(soft >= low) & (soft < high)] - low] |= SOFT
     barriers[hard[(hard >= low) & (hard < high)] - low] |= HARD
-    for start, end in edges.data.tolist():
-        barriers[start - low : end - low] |= DATA
+    for ranges, bit in ((edges.data, DATA), (landing.guarded, GUARDED)):
+        for start, end in ranges.tolist():
+            barriers[start - low : end - low] |= bit
     # A jump table behind the last ret of a function without unwind information must not be taken for padding.
     behind = edges.tables[edges.tables[:, 2] == 0][:, 1]
     behind = behind[(behind >= low) & (behind < high)]

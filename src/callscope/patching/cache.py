@@ -22,7 +22,7 @@ from callscope.binary.open import read_build_id
 from callscope.errors import ImageError, PlanError
 from callscope.patching.report import PlanReport
 
-PLANNER_VERSION = 9
+PLANNER_VERSION = 10
 _BLOCK = 1 << 20
 
 

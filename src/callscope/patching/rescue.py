@@ -14,7 +14,7 @@ from iced_x86 import Instruction
 from callscope.binary import disassembly as dis
 from callscope.format import PATCH_ALWAYS
 from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Redirect, Refusal, Run
-from callscope.patching.text import HARD, NOT_PART, SIGNAL_FRAME, SOFT, Taken, Text, islands_in
+from callscope.patching.text import NOT_PART, SIGNAL_FRAME, SOFT, Taken, Text, islands_in
 from callscope.patching.windows import FALLS, Pending, Windows, long_displacement
 
 REACH_BACK = 128
@@ -100,7 +100,7 @@ class Rescue:
                 instruction = code[last]
                 what = dis.KINDS[instruction.code]
                 barrier = text.barrier(instruction.ip) if last > position else 0
-                if barrier and not (cross and not barrier & HARD and size < needed):
+                if barrier and not (cross and not barrier & ~SOFT and size < needed):
                     break
                 if (what not in FALLS and what not in self.ending) or not taken.free(
                     instruction.ip, instruction.next_ip
@@ -117,7 +117,7 @@ class Rescue:
         floor = text.starts[place.function]
         while first > 0 and end - code[first].ip < JUMP_BYTES + text.lead(code[first].ip):
             before, barrier = code[first - 1], text.barrier(code[first].ip)
-            if barrier and not (cross and not barrier & HARD):
+            if barrier and not (cross and not barrier & ~SOFT):
                 break
             what = dis.KINDS[before.code]
             if (

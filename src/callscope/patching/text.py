@@ -20,6 +20,8 @@ HARD = 2
 
 DATA = 4
 """barrier: not an instruction"""
+GUARDED = 8
+"""barrier: in the range of a `__try`, whose handler is found by the address of the instruction that faults"""
 
 NOT_PART = 0
 PART = 1
@@ -30,7 +32,7 @@ SIGNAL_FRAME = 2
 _PADDING = re.compile(
     rb"(?:\xcc|(?:\x66{0,12}\x2e?)(?:\x90|\x0f\x1f(?:\x00|\x40\x00|\x44\x00\x00|\x80\x00{4}|\x84\x00{5})))*", re.DOTALL
 )
-_BARRIERS = re.compile(rb"[\x01-\x03]")
+_WAYS_IN = re.compile(rb"[\x01-\x03\x09-\x0b]")  # SOFT or HARD, and not DATA
 _BEGINS = 2
 _CALLS = frozenset({dis.CALL, dis.INDIRECT_CALL})
 _BRANCHES = frozenset({dis.JUMP, dis.BRANCH, dis.LOOP})
@@ -42,7 +44,7 @@ MOST_PADDING = 64
 class Text:
     """The executable bytes of an image from `low` up to `high` (relative addresses), shared by all planners of a run.
 
-    `barriers`: one byte per code byte, SOFT, HARD and DATA bits. `starts`, `ends`, `kinds`, `owners`: the functions in
+    `barriers`: one byte per code byte, of the bits above. `starts`, `ends`, `kinds`, `owners`: the functions in
     order of address. `branch_targets` (sorted) and `branch_sources`: every direct jump. `plt`: ranges of linkage
     stubs. `undecodable`: functions that cannot be planned. `conditional_entries`: starts that conditional jumps of
     other functions lead to. `switches`: functions with a jump table. `interior_pointers`: functions with an address
@@ -127,7 +129,7 @@ class Text:
         """Where control may come into a function besides its start: by pointers, tables, and from its other parts."""
         start, end = self.starts[index] - self.low, self.ends[index] - self.low
         found = []
-        for match in _BARRIERS.finditer(self.barriers, start, end):
+        for match in _WAYS_IN.finditer(self.barriers, start, end):
             address = match.start() + self.low
             if self.barriers[match.start()] & HARD or any(
                 (function := self.function_at(source)) is not None
@@ -147,7 +149,7 @@ class Text:
         return 1 if address in self.exposed else 0
 
     def barrier(self, address: int) -> int:
-        """SOFT and HARD bits at an address."""
+        """SOFT, HARD, DATA and GUARDED bits at an address."""
         return self.barriers[address - self.low]
 
     def function_at(self, address: int) -> int | None:
