@@ -120,7 +120,9 @@ def plan_bytes(plan: Plan) -> bytes:
 def header_checksum(header: NDArray[np.void]) -> int:
     """The last field of a PLAN_HEADER: FNV-1a, 32 bits (draft-eastlake-fnv, section 2), of the bytes before it."""
     value = 0x811C9DC5
-    for byte in header.tobytes()[: fmt.PLAN_HEADER.fields["checksum"][1]]:  # type: ignore[index]
+    fields = fmt.PLAN_HEADER.fields
+    assert fields is not None
+    for byte in header.tobytes()[: fields["checksum"][1]]:
         value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
     return value
 
