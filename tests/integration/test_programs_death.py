@@ -1,5 +1,6 @@
 """Programs that die in the middle of their work: every call made before is in the trace."""
 
+import json
 import os
 import signal
 import subprocess
@@ -39,6 +40,26 @@ def test_calls_open_at_death_are_running(death: Path, tmp_path: Path, plan_cache
     listed = callscope(["calls", tmp_path / "t", "--format", "json", "--function", "run"], plan_cache)
     assert listed.status == 0, listed
     assert '"ended_by":"running"' in listed.output.replace(" ", "")
+
+
+CRASH = """
+__attribute__((noinline)) void deep(char *p, int n) { if (n) deep(p, n - 1); else *p = 1; __asm__ volatile(""); }
+__attribute__((noinline)) void outer(char *p) { deep(p, 2); __asm__ volatile(""); }
+__attribute__((noinline)) void before(void) { __asm__ volatile(""); }
+int main(void) { before(); outer((char *)8); return 0; }
+"""
+
+
+def test_info_says_who_was_at_work_when_a_signal_ended_the_program(tmp_path: Path, plan_cache: Path) -> None:
+    (tmp_path / "crash.c").write_text(CRASH)
+    program = compile_program([tmp_path / "crash.c"], tmp_path / "crash", ["-O1"])
+    assert run_traced([program], tmp_path / "t", plan_cache).status == 139
+    facts = json.loads(callscope(["info", tmp_path / "t", "--format", "json"], plan_cache).output)
+    assert [row["function"] for row in facts["last_at_work"]["functions"]] == [
+        "_start", "main", "outer", "deep", "deep", "deep",
+    ]  # fmt: skip
+    text = callscope(["info", tmp_path / "t"], plan_cache).output
+    assert "At work    ... > main > outer > deep > deep > deep (thread " in text
 
 
 def wait_for_lines(path: Path, lines: int) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
-from callscope.reports.database import Database
-from callscope.reports.selection import command_line, origin
+from callscope.reports.database import ENDINGS, Database
+from callscope.reports.selection import command_line, label, origin
 from callscope.reports.session import checked
 from callscope.reports.table import Column, fit, header, line, taken, widest
 from callscope.reports.text import BOLD, YELLOW, Style, cut, duration, plural, printable, size
@@ -27,6 +27,10 @@ _OPTIONS: Final = {
 
 WIDEST_PROCESS = 120
 """Columns of a process's line in a pipe: command lines may be long, and JSON has them whole."""
+MOST_AT_WORK = 5
+"""Functions named of those that were at work at the end."""
+SIGNALLED = 128
+"""An exit status above it is 128 + the signal that ended the program."""
 MOST_LISTED = 20
 """Modules and processes shown as text; JSON has all."""
 
@@ -34,9 +38,9 @@ MOST_LISTED = 20
 def info(database: Database) -> dict[str, Any]:
     """Everything about a session that is no call. Times in nanoseconds; sizes in bytes of disk.
 
-    processes: one that replaced its program by exec is there once for each program. modules: each traced image once,
-    with its coverage (places patched of those found, by kind), functions called and calls. rejected: images that should
-    have been traced and could not, with reasons.
+    last_at_work: of a program that a signal ended, see `last_at_work`. processes: one that replaced its program by exec
+    is there once for each program. modules: each traced image once, with its coverage (places patched of those found,
+    by kind), functions called and calls. rejected: images that should have been traced and could not, with reasons.
     """
     session, meta = checked(database.session), database.meta
     counts = database.rows(
@@ -54,6 +58,7 @@ def info(database: Database) -> dict[str, Any]:
         "duration_ns": meta.get("duration_ns"),
         "exit_status": session["exit_status"],
         "main_pid": session["main_pid"],
+        "last_at_work": last_at_work(database) if (session["exit_status"] or 0) > SIGNALLED else None,
         "clock": "tsc" if database.has_clock else "none",
         "clock_hz": session["clock_hz"] if database.has_clock else None,
         "options": session["options"],
@@ -74,6 +79,24 @@ def info(database: Database) -> dict[str, Any]:
     }
 
 
+def last_at_work(database: Database) -> dict[str, Any] | None:
+    """The thread of the program that did something last, by its tid, and the functions that were at work there, the
+    outermost first, each with its module. None when nothing tells.
+
+    A crash report it is not: the fault may be in code that was not traced, called from the last of these functions.
+    """
+    threads = database.rows("SELECT thread, pid, tid, end_ns FROM threads WHERE calls > 0 ORDER BY end_ns, thread")
+    own = [row for row in threads if row["pid"] == database.session.get("main_pid")]
+    threads = own or threads
+    if not threads or (len(threads) > 1 and not database.has_clock):
+        return None
+    running = database.rows(
+        "SELECT f.name AS function, f.module FROM call_rows c JOIN functions f ON f.function_id = c.function_id"
+        f" WHERE c.thread = {threads[-1]['thread']} AND c.ended_by = {ENDINGS.index('running')} ORDER BY c.call_id"
+    )
+    return {"tid": threads[-1]["tid"], "functions": running} if running else None
+
+
 def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
     """`info` as lines."""
     lost = facts["lost_events"]
@@ -91,6 +114,7 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
         "Started": facts["started"],
         "Duration": duration(facts["duration_ns"]).strip() if facts["duration_ns"] else None,
         "Ended": _ending(facts),
+        "At work": _at_work(facts["last_at_work"], facts["modules"]),
         "Clock": _clock(facts),
         "Options": _options(facts["options"]),
         "Recorded": f"{plural(calls, 'call')} in {plural(facts['thread_count'], 'thread')} of "
@@ -175,6 +199,16 @@ def _ending(facts: Mapping[str, Any]) -> str:
     if status is None:
         return "unknown: the recording was cut off, or goes on"
     return f"exit status {status}" + (f" (signal {status - 128})" if 128 < status <= 128 + 64 else "")
+
+
+def _at_work(last: Mapping[str, Any] | None, modules: Sequence[Mapping[str, Any]]) -> str | None:
+    """The innermost of the functions that were at work, and their thread."""
+    if last is None:
+        return None
+    own = PurePath(modules[0]["path"]).name if len(modules) == 1 else None
+    names = [label(row["function"] or "?", row["module"], own) for row in last["functions"]]
+    shown = [*(["..."] if len(names) > MOST_AT_WORK else []), *names[-MOST_AT_WORK:]]
+    return f"{' > '.join(shown)} (thread {last['tid']})"
 
 
 def _clock(facts: Mapping[str, Any]) -> str:
