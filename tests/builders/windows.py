@@ -35,16 +35,20 @@ def make_prefix(directory: Path) -> dict[str, str]:
 
 @contextmanager
 def keep_alive(program: Path, environment: dict[str, str]) -> Iterator[None]:
-    """Keep Wine's services running: a program that has to start them leaves them its output for five seconds."""
+    """Keep Wine's services running, from before the block on: a program that has to start them leaves them its output,
+    so that who reads that would wait for the services' end.
+    """
     nowhere = subprocess.DEVNULL
     with subprocess.Popen(
         [find_wine(), str(program), "sleep", "3600"],
         env=os.environ | environment,
         stdin=nowhere,
-        stdout=nowhere,
+        stdout=subprocess.PIPE,
         stderr=nowhere,
     ) as process:
         try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\r\n"
             yield
         finally:
             process.kill()
