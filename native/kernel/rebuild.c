@@ -193,6 +193,8 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
             at += 16;
             if (event[2] == 0) {
                 s->unfinished++;
+            } else if (event[2] > CS_LAST_FUNCTION) {
+                s->unknown++;
             } else {
                 entry(s, event);
             }

@@ -5,6 +5,8 @@
 #include "rebuild.h"
 #include "rebuild_paths.h"
 
+#define CS_LAST_FUNCTION 0x7ffffffeu /* the recorder gives no higher ids: more is damage */
+
 enum {
     CS_NEAR = 16 << 10,           /* stack pointers this close may belong to one stack without other evidence */
     CS_REACH = 16 << 20,          /* no frame is larger */

@@ -159,6 +159,17 @@ def test_slots_that_nobody_filled_are_nothing() -> None:
     assert rebuild(bytes(thread.data)).calls == thread.truth
 
 
+def test_function_ids_that_nobody_gave_are_damage() -> None:
+    thread = Thread()
+    thread.enter(1)
+    good = len(thread.data)
+    thread.enter(2)
+    thread.data[good + 8 : good + 12] = (0x85963255).to_bytes(4, "little")
+    found = rebuild(bytes(thread.data))
+    assert [call.function for call in found.calls] == [1]
+    assert found.counts["unknown"] == 1
+
+
 def test_no_events_no_calls() -> None:
     assert rebuild(b"").calls == []
     assert rebuild(bytes(64)).calls == []
