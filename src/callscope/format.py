@@ -39,11 +39,22 @@ JOURNAL_MODULE_UNLOAD = 6
 JOURNAL_MARKER = 7
 JOURNAL_CRASH = 8
 JOURNAL_NOTE = 9
+JOURNAL_THREAD_CREATED = 10
 CAUSE_LAUNCH = 0
 CAUSE_EXEC = 1
 CAUSE_FORK = 2
 MODULE_TRACED = 1
 MODULE_MAIN = 2
+
+CRASH_LINUX = 0
+CRASH_WINDOWS = 1
+CRASH_HANDLED = 1
+CRASH_LAST_CHANCE = 2
+VECTOR_NONE = 0
+VECTOR_FXSAVE = 1
+VECTOR_XSAVE = 2
+CRASH_STACK_BYTES = 0x10000
+CRASH_CODE_BYTES = 64
 
 PLAN_VERSION = 1
 PLAN_MAGIC = 0x4E414C5050435343
@@ -211,6 +222,45 @@ TEXT_PAYLOAD = np.dtype(
     [
         ("text_bytes", "<u4"),
         ("code", "<u4"),
+    ]
+)
+
+# Follows journal_record, which is about the new thread: who called the function that made it, and from where.
+THREAD_CREATED = np.dtype(
+    [
+        ("creator_thread", "<u4"),
+        ("creator_tid", "<u4"),
+        ("created_tsc", "<u8"),
+        ("call_site", "<u8"),
+        ("start_address", "<u8"),
+    ]
+)
+
+# Follows journal_record, whose thread it is about; then vector state, copy of the stack, copy of the code, each padded to 8 bytes.
+CRASH = np.dtype(
+    [
+        ("system", "<u4"),
+        ("code", "<u4"),
+        ("detail", "<u4"),
+        ("crash_flags", "<u4"),
+        ("fault_address", "<u8"),
+        ("information", "<u8", (4,)),
+        ("registers", "<u8", (16,)),
+        ("rip", "<u8"),
+        ("rflags", "<u8"),
+        ("fs_base", "<u8"),
+        ("gs_base", "<u8"),
+        ("segments", "<u2", (4,)),
+        ("signal_mask", "<u8"),
+        ("agent_base", "<u8"),
+        ("vector_layout", "<u4"),
+        ("vector_bytes", "<u4"),
+        ("vector_offsets", "<u4", (4,)),
+        ("stack_address", "<u8"),
+        ("code_address", "<u8"),
+        ("stack_bytes", "<u4"),
+        ("code_bytes", "<u4"),
+        ("name", "S16"),
     ]
 )
 

@@ -38,11 +38,22 @@
 #define CS_JOURNAL_MARKER 7u
 #define CS_JOURNAL_CRASH 8u
 #define CS_JOURNAL_NOTE 9u
+#define CS_JOURNAL_THREAD_CREATED 10u
 #define CS_CAUSE_LAUNCH 0u
 #define CS_CAUSE_EXEC 1u
 #define CS_CAUSE_FORK 2u
 #define CS_MODULE_TRACED 1u
 #define CS_MODULE_MAIN 2u
+
+#define CS_CRASH_LINUX 0u
+#define CS_CRASH_WINDOWS 1u
+#define CS_CRASH_HANDLED 1u
+#define CS_CRASH_LAST_CHANCE 2u
+#define CS_VECTOR_NONE 0u
+#define CS_VECTOR_FXSAVE 1u
+#define CS_VECTOR_XSAVE 2u
+#define CS_CRASH_STACK_BYTES 0x10000u
+#define CS_CRASH_CODE_BYTES 64u
 
 #define CS_PLAN_VERSION 1u
 #define CS_PLAN_MAGIC 0x4e414c5050435343ull
@@ -201,6 +212,43 @@ struct cs_text_payload {
     uint32_t code;
 };
 _Static_assert(sizeof(struct cs_text_payload) == 8, "text_payload");
+
+/* Follows journal_record, which is about the new thread: who called the function that made it, and from where. */
+struct cs_thread_created {
+    uint32_t creator_thread; /* number in this session, 0: unknown */
+    uint32_t creator_tid;
+    uint64_t created_tsc; /* when the creator called */
+    uint64_t call_site; /* where that call returns to */
+    uint64_t start_address; /* the function the thread began with */
+};
+_Static_assert(sizeof(struct cs_thread_created) == 32, "thread_created");
+
+/* Follows journal_record, whose thread it is about; then vector state, copy of the stack, copy of the code, each padded to 8 bytes. */
+struct cs_crash {
+    uint32_t system; /* CRASH_LINUX, CRASH_WINDOWS: what the next fields mean */
+    uint32_t code; /* signal number; exception code */
+    uint32_t detail; /* si_code, signed; exception flags */
+    uint32_t crash_flags;
+    uint64_t fault_address; /* si_addr; ExceptionInformation[1] of an access violation or in-page error; 0: none */
+    uint64_t information[4]; /* Linux: x86 trap number, error code, si_pid of a sent signal, its si_uid; Windows: NumberParameters, then ExceptionInformation from 0 */
+    uint64_t registers[16]; /* rax rcx rdx rbx rsp rbp rsi rdi r8 ... r15 */
+    uint64_t rip;
+    uint64_t rflags;
+    uint64_t fs_base;
+    uint64_t gs_base;
+    uint16_t segments[4]; /* cs ss fs gs */
+    uint64_t signal_mask; /* signals blocked at the fault, bit 0 is signal 1; Windows: 0 */
+    uint64_t agent_base; /* address of the agent's first byte */
+    uint32_t vector_layout;
+    uint32_t vector_bytes; /* 0: not known */
+    uint32_t vector_offsets[4]; /* of the high halves of YMM, of k0 to k7, of the high halves of ZMM0 to ZMM15, of ZMM16 to ZMM31; 0: not there */
+    uint64_t stack_address; /* of the copy's first byte: at most 128 below rsp */
+    uint64_t code_address;
+    uint32_t stack_bytes;
+    uint32_t code_bytes;
+    char name[16]; /* of the thread */
+};
+_Static_assert(sizeof(struct cs_crash) == 304, "crash");
 
 /* First bytes of a plan file, which the agent maps. Offsets are into the file unless said otherwise. */
 struct cs_plan_header {

@@ -6,6 +6,9 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from callscope import format as records
 from callscope.errors import TraceError
@@ -20,9 +23,11 @@ _PROCESS_START = struct.Struct("<IIIIIIQQ")
 _MODULE_LOAD = struct.Struct("<QQIIIIII32sQQII")
 _MODULE_UNLOAD = struct.Struct("<QQ")
 _TEXT = struct.Struct("<II")
+_THREAD_CREATED = struct.Struct("<IIQQQ")
 assert _RECORD.size == records.JOURNAL_RECORD.itemsize
 assert _PROCESS_START.size == records.PROCESS_START.itemsize
 assert _MODULE_LOAD.size == records.MODULE_LOAD.itemsize
+assert _THREAD_CREATED.size == records.THREAD_CREATED.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +81,32 @@ class ModuleUnload(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadCreated(Record):
+    """Who made the thread. created_tsc: ticks; call_site, start_address: absolute addresses."""
+
+    creator_thread: int
+    creator_tid: int
+    created_tsc: int
+    call_site: int
+    start_address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crash(Record):
+    """A thread at its crash: a CRASH record with the copies of memory that follow it.
+
+    fields: the values of the record by name, integers, tuples of them, `name` as text.
+    """
+
+    fields: dict[str, Any]
+    vector: bytes
+    stack: bytes
+    code: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Text(Record):
-    """A thread's name (THREAD_START, THREAD_END), a marker, a note of the agent, or a crash."""
+    """A thread's name (THREAD_START, THREAD_END), a marker, or a note of the agent."""
 
     code: int
     text: str
@@ -186,13 +215,37 @@ def _parse(record: Record, payload: bytes) -> Record | None:
             )
         if record.kind == records.JOURNAL_MODULE_UNLOAD:
             return ModuleUnload(*head, *_MODULE_UNLOAD.unpack_from(payload))
+        if record.kind == records.JOURNAL_THREAD_CREATED:
+            return ThreadCreated(*head, *_THREAD_CREATED.unpack_from(payload))
+        if record.kind == records.JOURNAL_CRASH:
+            return _parse_crash(record, payload)
         if record.kind in (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_MARKER,
-                           records.JOURNAL_NOTE, records.JOURNAL_CRASH) and payload:  # fmt: skip
+                           records.JOURNAL_NOTE) and payload:  # fmt: skip
             text_bytes, code = _TEXT.unpack_from(payload)
             return Text(*head, code, _text(payload, _TEXT.size, text_bytes))
     except (struct.error, ValueError):
         return None
     return record
+
+
+def _parse_crash(record: Record, payload: bytes) -> Crash:
+    """The record and its copies. Raises ValueError when they do not fit."""
+    if len(payload) < records.CRASH.itemsize:
+        raise ValueError
+    row = np.frombuffer(payload, records.CRASH, 1)[0]
+    fields: dict[str, Any] = {}
+    for name in records.CRASH.names or ():
+        value = row[name]
+        fields[name] = tuple(value.tolist()) if isinstance(value, np.ndarray) else value.item()
+    fields["name"] = os.fsdecode(fields["name"])
+    at, parts = records.CRASH.itemsize, []
+    for name in ("vector_bytes", "stack_bytes", "code_bytes"):
+        parts.append(_bytes(payload, at, fields[name]))
+        at += (fields[name] + 7) & ~7
+    vector, stack, code = parts
+    return Crash(
+        record.kind, record.tsc, record.process, record.pid, record.tid, record.thread, fields, vector, stack, code
+    )
 
 
 def _bytes(payload: bytes, start: int, count: int) -> bytes:
@@ -207,11 +260,13 @@ def _text(payload: bytes, start: int, count: int) -> str:
 
 __all__ = [
     "JOURNAL_NAME",
+    "Crash",
     "ModuleLoad",
     "ModuleUnload",
     "ProcessStart",
     "Record",
     "Text",
+    "ThreadCreated",
     "TraceError",
     "parse_records",
     "read_journal",

@@ -52,7 +52,7 @@ class Trace:
 
     @property
     def notes(self) -> list[Note]:
-        """Markers, crashes and notes of the agent, in order of time."""
+        """Markers and notes of the agent, in order of time."""
         return self.history.notes
 
     @property

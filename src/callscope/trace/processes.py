@@ -79,7 +79,7 @@ class Thread:
 
 @dataclass(frozen=True)
 class Note:
-    """A marker, a note of the agent or a crash. tsc: ticks."""
+    """A marker or a note of the agent. tsc: ticks."""
 
     kind: int
     tsc: int
