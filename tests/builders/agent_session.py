@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,6 +189,10 @@ class Session:
         }
 
 
+CHUNK_CALLS = (Session.chunk_bytes - records.CHUNK_HEADER.itemsize) // 24
+"""Calls, an entry and an exit each, that a chunk holds"""
+
+
 def decode_record(head: np.void, data: bytes) -> Record:
     """Split a journal record's payload."""
     kind = int(head["kind"])
@@ -225,3 +230,10 @@ def decode_chunk(head: np.void, chunk: np.ndarray[Any, Any]) -> list[Event]:
             found.append(Event(EVENT_NAMES[kind], second & ~7, -1, epoch << 32 | time))
         at += 2
     return found
+
+
+def calls(events: list[Event], function: int = 1) -> int:
+    """Entries of a function, which must all have been left again."""
+    kinds = Counter((event.kind, event.function) for event in events)
+    assert sum(count for (kind, _), count in kinds.items() if kind == "entry") == kinds["exit", -1]
+    return kinds["entry", function]

@@ -1,8 +1,13 @@
-"""What integration tests share: one plan cache for the whole run, and the totals of the random programs."""
+"""What integration tests share: agents with plans made by hand, a plan cache for the whole run, the random programs' totals."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.builders.agent_session import Session
+from tests.builders.compilers import TARGETS, compile_program
+from tests.builders.small_plan import small_plan
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +18,33 @@ def plan_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = shared / "plan-cache"
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
+    """name, functions -> the program and its plan, made once."""
+    directory = tmp_path_factory.mktemp("agent")
+    made: dict[tuple[str, ...], tuple[Path, Path]] = {}
+
+    def make(name: str, *functions: str, shared: bool = False, delta: int = 0x4000000) -> tuple[Path, Path]:
+        key = (name, str(delta), *functions)
+        if key not in made:
+            flags = ["-O0", "-pthread", *(["-shared", "-fPIC"] if shared else [])]
+            program = compile_program([TARGETS / f"{name}.c"], directory / f"{name}{'.so' if shared else ''}", flags)
+            made[key] = program, small_plan(program, functions, directory / f"{len(made)}.plan", delta).path
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Callable[..., Session]:
+    """Makes a session in a directory of the test."""
+
+    def make(*modules: tuple[Path, Path], **settings: object) -> Session:
+        return Session(tmp_path / "trace", dict(modules), **settings)  # type: ignore[arg-type]
+
+    return make
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from callscope import format as records
 from callscope.patching.planfile import header_checksum
-from tests.builders.agent_session import Event, Session
-from tests.builders.compilers import TARGETS, compile_program, have
+from tests.builders.agent_session import CHUNK_CALLS, Session, calls
+from tests.builders.compilers import have
 from tests.builders.small_plan import small_plan
 
 pytestmark = [
@@ -26,42 +26,6 @@ pytestmark = [
 ]
 
 Traced = Callable[..., Session]
-CHUNK_CALLS = (Session.chunk_bytes - records.CHUNK_HEADER.itemsize) // 24
-"""Calls, an entry and an exit each, that a chunk holds"""
-
-
-@pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Path]]:
-    """name, functions -> the program and its plan, made once."""
-    directory = tmp_path_factory.mktemp("agent")
-    made: dict[tuple[str, ...], tuple[Path, Path]] = {}
-
-    def make(name: str, *functions: str, shared: bool = False, delta: int = 0x4000000) -> tuple[Path, Path]:
-        key = (name, str(delta), *functions)
-        if key not in made:
-            flags = ["-O0", "-pthread", *(["-shared", "-fPIC"] if shared else [])]
-            program = compile_program([TARGETS / f"{name}.c"], directory / f"{name}{'.so' if shared else ''}", flags)
-            made[key] = program, small_plan(program, functions, directory / f"{len(made)}.plan", delta).path
-        return made[key]
-
-    return make
-
-
-@pytest.fixture
-def session(tmp_path: Path) -> Callable[..., Session]:
-    """Makes a session in a directory of the test."""
-
-    def make(*modules: tuple[Path, Path], **settings: object) -> Session:
-        return Session(tmp_path / "trace", dict(modules), **settings)  # type: ignore[arg-type]
-
-    return make
-
-
-def calls(events: list[Event], function: int = 1) -> int:
-    """Entries of a function, which must all have been left again."""
-    kinds = Counter((event.kind, event.function) for event in events)
-    assert sum(count for (kind, _), count in kinds.items() if kind == "entry") == kinds["exit", -1]
-    return kinds["entry", function]
 
 
 def by_process(session: Session) -> dict[int, int]:
@@ -262,40 +226,6 @@ def test_events_past_the_limit_are_counted(
     (events,) = traced.events().values()
     assert len(events) + int(traced.header()["lost"]) == 2 * times
     assert len(traced.journal(records.JOURNAL_NOTE)) == 1
-
-
-def test_the_last_events_are_kept(build: Callable[..., tuple[Path, Path]], session: Callable[..., Session]) -> None:
-    program = build("agent_threads", "work")
-    with session(program, chunks=4, features=records.FEATURE_KEEP_LAST) as traced:
-        traced.run(program[0], "many", str(20 * CHUNK_CALLS))
-    (events,) = traced.events().values()
-    assert 2 * 2 * CHUNK_CALLS < len(events) <= 3 * 2 * CHUNK_CALLS
-    kinds = [event.kind for event in events]
-    assert kinds[-1] == "exit" and kinds[:-1].count("entry") in range(len(kinds) // 2 - 1, len(kinds) // 2 + 2)
-    assert not traced.header()["lost"]
-
-
-def test_threads_that_come_and_go_share_the_last_chunks(
-    build: Callable[..., tuple[Path, Path]], session: Callable[..., Session]
-) -> None:
-    program = build("agent_threads", "work")
-    with session(program, chunks=9, features=records.FEATURE_KEEP_LAST) as traced:
-        traced.run(program[0], "churn", "200")
-    assert not traced.header()["lost"]
-    found = traced.events()
-    assert len(found) <= 8 and max(found) == 200
-    assert all(calls(events) == 10 for events in found.values())
-
-
-def test_no_chunk_is_taken_from_a_live_thread(
-    build: Callable[..., tuple[Path, Path]], session: Callable[..., Session]
-) -> None:
-    program = build("agent_threads", "work")
-    with session(program, chunks=4, features=records.FEATURE_KEEP_LAST) as traced:
-        traced.run(program[0], "together", "200")
-    for events in traced.events().values():
-        kinds = [event.kind for event in events]
-        assert kinds == ["entry", "exit"] * (len(kinds) // 2)
 
 
 def test_libraries_that_come_and_go(build: Callable[..., tuple[Path, Path]], session: Callable[..., Session]) -> None:

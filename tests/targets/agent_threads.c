@@ -2,6 +2,7 @@
 #include "agent_work.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdint.h>
@@ -45,6 +46,49 @@ static void one_after_another(int threads) {
             exit(3);
         pthread_join(thread, NULL);
     }
+}
+
+static sem_t turn[3];
+
+static void wait_turn(int which) {
+    while (sem_wait(&turn[which]))
+        ;
+}
+
+static void *work_once(void *none) {
+    work(1);
+    sem_post(&turn[0]);
+    wait_turn(1);
+    return none;
+}
+
+/* Two rounds of calls, in its turn each. */
+static void *work_twice(void *times) {
+    for (int round = 0; round < 2; round++) {
+        work_times((int)(intptr_t)times);
+        sem_post(&turn[0]);
+        wait_turn(2);
+    }
+    return NULL;
+}
+
+/* A thread ends while another is recorded already, which goes on; then a third begins. */
+static void relay(int times) {
+    pthread_t first, second, third;
+    for (int i = 0; i < 3; i++)
+        sem_init(&turn[i], 0, 0);
+    pthread_create(&first, NULL, work_once, NULL);
+    wait_turn(0);
+    pthread_create(&second, NULL, work_twice, (void *)(intptr_t)times);
+    wait_turn(0);
+    sem_post(&turn[1]);
+    pthread_join(first, NULL);
+    sem_post(&turn[2]);
+    wait_turn(0);
+    pthread_create(&third, NULL, work_in_thread, (void *)(intptr_t)times);
+    pthread_join(third, NULL);
+    sem_post(&turn[2]);
+    pthread_join(second, NULL);
 }
 
 static volatile int handled;
@@ -144,6 +188,8 @@ int main(int count, char **words) {
         together(number);
     else if (!strcmp(scene, "churn"))
         one_after_another(number);
+    else if (!strcmp(scene, "relay"))
+        relay(number);
     else if (!strcmp(scene, "signals"))
         signal_storm(number);
     else if (!strcmp(scene, "cancel"))

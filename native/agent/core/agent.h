@@ -20,6 +20,7 @@ struct cs_block {
     uint32_t used;                 /* 1 while a thread owns the block; 0 in a child, which gets these pages zeroed */
     uint64_t limit;                /* the chunk (or sink) is backed by memory up to here */
     struct cs_chunk_header *chunk; /* NULL while events have no room and go to the sink */
+    uint32_t owner;                /* what the chunk's flags say while it is this thread's */
     uint8_t *sink;                 /* memory for events that have no room, or NULL */
     uint64_t spare;                /* number of a chunk claimed but without memory (disk full), or 0 */
     uint32_t thread;

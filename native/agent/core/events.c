@@ -39,10 +39,13 @@ static bool owner_gone(const struct cs_chunk_header *header) {
     return cs_system_thread_gone(header->pid, header->tid);
 }
 
-static bool take(struct cs_chunk_header *header) {
+/* `recycled`: somebody had it before. The claim's number does not tell: who was slow to take it may find that the ring
+ * went round meanwhile. */
+static bool take(struct cs_chunk_header *header, bool *recycled) {
     uint32_t flags = __atomic_load_n(&header->flags, __ATOMIC_ACQUIRE);
     if (flags & CLAIMED || (flags & OPEN && !owner_gone(header)))
         return false;
+    *recycled = flags;
     return __atomic_compare_exchange_n(&header->flags, &flags, (flags | OPEN | CLAIMED) + OWNER, false,
                                        __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
@@ -60,7 +63,7 @@ static void write_header(struct cs_block *block, struct cs_chunk_header *header,
     header->used = used;
     header->namespace_id = cs_session.namespace_id;
     __atomic_store_n(&header->magic, CS_CHUNK_MAGIC, __ATOMIC_RELEASE);
-    __atomic_fetch_and(&header->flags, ~CLAIMED, __ATOMIC_RELEASE);
+    block->owner = __atomic_and_fetch(&header->flags, ~CLAIMED, __ATOMIC_RELEASE);
     block->chunk = header;
     block->epoch = (uint32_t)(now >> 32);
 }
@@ -111,9 +114,10 @@ static bool claim_recycled(struct cs_block *block, uint64_t sp) {
         if (number >= cs_session.chunks_mapped)
             continue;
         struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
-        if (!commit((uint8_t *)header, FIRST_STEP) || !take(header))
+        bool recycled;
+        if (!commit((uint8_t *)header, FIRST_STEP) || !take(header, &recycled))
             continue;
-        begin_chunk(block, claim, number, sp, claim > ring);
+        begin_chunk(block, claim, number, sp, recycled);
         return true;
     }
     cs_note(CS_NOTE_FULL, "no chunk is free to be recycled: events are lost");
@@ -138,6 +142,15 @@ static bool extend(struct cs_block *block) {
     return true;
 }
 
+/* A thread that has ended may have lost its chunk to another before anybody closed it. */
+static void close_chunk(struct cs_chunk_header *header, uint32_t owner, uint64_t used) {
+    if (!__atomic_compare_exchange_n(&header->flags, &owner, owner | CLAIMED, false, __ATOMIC_ACQ_REL,
+                                     __ATOMIC_RELAXED))
+        return;
+    header->used = used;
+    __atomic_fetch_and(&header->flags, ~(OPEN | CLAIMED), __ATOMIC_RELEASE);
+}
+
 void cs_events_close(struct cs_block *block) {
     struct cs_chunk_header *header = block->chunk;
     if (!header) {
@@ -145,8 +158,7 @@ void cs_events_close(struct cs_block *block) {
         return;
     }
     uint64_t end = block->cursor < block->limit ? block->cursor : block->limit;
-    header->used = end - (uint64_t)header;
-    __atomic_fetch_and(&header->flags, ~OPEN, __ATOMIC_RELEASE);
+    close_chunk(header, block->owner, end - (uint64_t)header);
     block->chunk = NULL;
     set_room(block, NULL, (uint8_t *)sizeof(struct cs_short_event));
 }
