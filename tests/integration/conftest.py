@@ -1,4 +1,4 @@
-"""What integration tests share: agents with plans made by hand, a plan cache for the whole run, the random programs' totals."""
+"""What integration tests share: agents with plans made by hand, one plan cache, the totals of the random programs."""
 
 from collections.abc import Callable
 from pathlib import Path
