@@ -128,8 +128,11 @@ def test_threads_one_after_another_share_memory_and_end(
     ended = traced.journal(records.JOURNAL_THREAD_END)
     assert len({record.thread for record in ended}) == len(ended) == 300
     starts = traced.journal(records.JOURNAL_THREAD_START)
-    assert len({record.thread for record in starts}) == 300
-    assert all(record.rest.startswith(b"worker") for record in starts)
+    names = {record.thread: record.rest for record in starts}
+    assert len(names) == 300
+    assert all(name.startswith(b"worker") for name in names.values())
+    created = traced.journal(records.JOURNAL_THREAD_CREATED)
+    assert {record.thread for record in created} == set(names)
 
 
 def test_signals_on_another_stack_in_the_middle_of_the_hot_path(

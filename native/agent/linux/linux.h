@@ -48,6 +48,10 @@ void cs_loader_update(void);
 /* Address of the DT_INIT function that cs_module_initialised (entry.S) stood in for. */
 uint64_t cs_loader_module_ready(void);
 
+/* Address of the first function of that name that a module behind the agent exports, in the order of the loader's
+ * search; or 0. */
+uint64_t cs_loader_next_symbol(const char *name);
+
 void cs_loader_changed(void);
 void cs_module_initialised(void);
 

@@ -235,6 +235,18 @@ static bool hook(void) {
     return true;
 }
 
+uint64_t cs_loader_next_symbol(const char *name) {
+    const struct debug_list *list = lists ? lists : find_lists();
+    bool behind = false;
+    uint64_t found = 0;
+    for (const struct link_map *map = list ? list->debug.r_map : NULL; map && !found; map = map->l_next) {
+        if (behind && map->l_ld)
+            found = cs_image_symbol(map->l_addr, map->l_ld, name);
+        behind |= map->l_ld == own_dynamic;
+    }
+    return found;
+}
+
 void cs_loader_start(void) {
     uint64_t signals = cs_system_block_signals();
     lists = find_lists();

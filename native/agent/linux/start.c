@@ -6,6 +6,7 @@
 
 #include "../core/memory.h"
 #include "../core/system.h"
+#include "crash.h"
 #include "linux.h"
 #include "syscall.h"
 
@@ -182,6 +183,8 @@ static void begin(const char *directory, int argument_count, char **arguments) {
     describe_program(argument_count, arguments);
     cs_session.namespace_id = namespace_id();
     enter_process();
+    cs_stack_give();
+    cs_signals_start();
     if (cs_session.chunks_mapped < cs_session.chunk_limit)
         cs_note(CS_NOTE_ADDRESS_SPACE, "the address space is limited: the events file is used in part");
     cs_loader_start();
@@ -192,12 +195,12 @@ __attribute__((constructor)) static void start(int argument_count, char **argume
     if (argument_count < 0 || argument_count > 0x1000000 || (uint64_t)arguments % 8 ||
         environment != arguments + argument_count + 1)
         return;
+    read_auxiliary_vector(environment);
     const char *directory = variable(environment, "CALLSCOPE_SESSION");
     const char *follow = variable(environment, "CALLSCOPE_FOLLOW");
     if (!directory || directory[0] != '/')
         return;
     cs_launch.recorder = variable(environment, "CALLSCOPE_RECORDER");
-    read_auxiliary_vector(environment);
     cs_session.alone = follow && cs_text_equal(follow, "0");
     begin(directory, argument_count, arguments);
     if (cs_session.alone)
@@ -207,6 +210,7 @@ __attribute__((constructor)) static void start(int argument_count, char **argume
 __attribute__((destructor)) static void stop(void) {
     if (!cs_session.events || cs_session.process->state != 2 || cs_session.process->pid != cs_system_pid())
         return;
+    cs_crash_at_exit((uint64_t)__builtin_frame_address(0));
     uint64_t signals = cs_system_block_signals();
     cs_threads_reap(THREAD_LIMIT);
     if (cs_self()->block->used)

@@ -1,0 +1,186 @@
+/* What is written down at a fatal signal: everything raw, nothing interpreted. Async-signal-safe; memory is asked for
+ * before it is read, since at a crash no pointer can be trusted. */
+#include "crash.h"
+
+#include <asm/prctl.h>
+
+#include "../core/agent.h"
+#include "../core/memory.h"
+#include "../core/system.h"
+#include "linux.h"
+#include "syscall.h"
+
+#define PAGE 4096ull
+#define RED_ZONE 128u
+#define HANDLED_LIMIT 8u /* records of faults that the program handles: some handle them by the thousand */
+#define VECTOR_LIMIT 0x4000u
+/* Parts of the vector state (SDM volume 1, 13.1). */
+enum { PART_YMM = 2, PART_MASKS = 5, PART_ZMM = 6, PART_HIGH_ZMM = 7 };
+
+static uint32_t handled_count;
+static uint32_t recorder; /* thread that is writing a record */
+
+/* Whether the 8 bytes at `address` can be read: the kernel fetches the mask before it refuses what to do with it. */
+static bool readable(uint64_t address) {
+    return cs_call4(SYS_rt_sigprocmask, 0x7fffffff, (long)address, 0, sizeof(uint64_t)) == -EINVAL;
+}
+
+/* The first address from `start`, which is a multiple of 8, up to `end` that cannot be read. */
+static uint64_t readable_end(uint64_t start, uint64_t end) {
+    while (start < end && readable(start))
+        start = (start & ~(PAGE - 1)) + PAGE;
+    return start < end ? start : end;
+}
+
+/* The part of [low, high) around `middle` that can be read, in multiples of 8. */
+static struct cs_part readable_around(uint64_t low, uint64_t middle, uint64_t high) {
+    low &= ~7ull;
+    uint64_t page = middle & ~(PAGE - 1);
+    if (!readable(middle & ~7ull))
+        return (struct cs_part){0};
+    if (low < page && !readable(low))
+        low = page;
+    return (struct cs_part){(const void *)low, readable_end(low, high & ~7ull) - low};
+}
+
+/* From below the red zone, or, where the stack has overflowed, from the first page that is there. */
+static struct cs_part stack_part(uint64_t sp) {
+    uint64_t start = (sp - RED_ZONE) & ~7ull, end = (start & ~(PAGE - 1)) + CS_CRASH_STACK_BYTES;
+    for (int page = 0; page < 2 && !readable(start); page++)
+        start = (start & ~(PAGE - 1)) + PAGE;
+    return (struct cs_part){(const void *)start, readable_end(start, end) - start};
+}
+
+static uint32_t part_offset(uint32_t part) {
+    uint32_t eax = 0xd, ebx, ecx = part, edx;
+    __asm__("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
+    return ebx;
+}
+
+static struct cs_part vector_part(const ucontext_t *context, struct cs_crash *crash) {
+    static const uint32_t parts[] = {PART_YMM, PART_MASKS, PART_ZMM, PART_HIGH_ZMM};
+    const uint8_t *state = (const uint8_t *)context->uc_mcontext.fpregs;
+    if (!state || (uint64_t)state % 8 ||
+        readable_end((uint64_t)state, (uint64_t)state + CS_FXSAVE_BYTES) != (uint64_t)state + CS_FXSAVE_BYTES)
+        return (struct cs_part){0};
+    struct cs_vector_facts software;
+    memcpy(&software, state + CS_SOFTWARE_OFFSET, sizeof software);
+    crash->vector_layout = CS_VECTOR_FXSAVE;
+    crash->vector_bytes = CS_FXSAVE_BYTES;
+    if (software.magic != CS_SOFTWARE_MAGIC || software.bytes < CS_FXSAVE_BYTES + 64 || software.bytes > VECTOR_LIMIT ||
+        readable_end((uint64_t)state, (uint64_t)state + software.bytes) < (uint64_t)state + software.bytes)
+        return (struct cs_part){state, CS_FXSAVE_BYTES};
+    crash->vector_layout = CS_VECTOR_XSAVE;
+    crash->vector_bytes = software.bytes & ~7u;
+    for (uint32_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (software.features & 1ull << parts[i])
+            crash->vector_offsets[i] = part_offset(parts[i]);
+    return (struct cs_part){state, crash->vector_bytes};
+}
+
+static void copy_registers(struct cs_crash *crash, const ucontext_t *context) {
+    static const uint8_t order[] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                    REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    const greg_t *registers = context->uc_mcontext.gregs;
+    for (uint32_t i = 0; i < sizeof order; i++)
+        crash->registers[i] = (uint64_t)registers[order[i]];
+    crash->rip = (uint64_t)registers[REG_RIP];
+    crash->rflags = (uint64_t)registers[REG_EFL];
+    uint64_t segments = (uint64_t)registers[REG_CSGSFS]; /* cs, gs, fs, ss from the low end */
+    crash->segments[0] = (uint16_t)segments;
+    crash->segments[1] = (uint16_t)(segments >> 48);
+    crash->segments[2] = (uint16_t)(segments >> 32);
+    crash->segments[3] = (uint16_t)(segments >> 16);
+    cs_call3(SYS_arch_prctl, ARCH_GET_FS, (long)&crash->fs_base, 0);
+    cs_call3(SYS_arch_prctl, ARCH_GET_GS, (long)&crash->gs_base, 0);
+    memcpy(&crash->signal_mask, &context->uc_sigmask, sizeof crash->signal_mask);
+    crash->information[0] = (uint64_t)registers[REG_TRAPNO];
+    crash->information[1] = (uint64_t)registers[REG_ERR];
+}
+
+extern const Elf64_Ehdr own_header __asm__("__ehdr_start") __attribute__((visibility("hidden")));
+
+static void write_record(const siginfo_t *info, const ucontext_t *context, uint32_t flags) {
+    struct cs_crash crash = {.system = CS_CRASH_LINUX,
+                             .code = (uint32_t)info->si_signo,
+                             .detail = (uint32_t)info->si_code,
+                             .crash_flags = flags,
+                             .agent_base = (uint64_t)&own_header};
+    copy_registers(&crash, context);
+    if (info->si_code > 0)
+        crash.fault_address = (uint64_t)info->si_addr;
+    else {
+        crash.information[2] = (uint64_t)(uint32_t)info->si_pid;
+        crash.information[3] = info->si_uid;
+    }
+    cs_system_thread_name(crash.name);
+    struct cs_part parts[4] = {{&crash, sizeof crash}};
+    parts[1] = vector_part(context, &crash);
+    parts[2] = stack_part(crash.registers[4]);
+    parts[3] = readable_around(crash.rip - CS_CRASH_CODE_BYTES, crash.rip, crash.rip + CS_CRASH_CODE_BYTES);
+    crash.stack_address = (uint64_t)parts[2].data;
+    crash.stack_bytes = (uint32_t)parts[2].bytes;
+    crash.code_address = (uint64_t)parts[3].data;
+    crash.code_bytes = (uint32_t)parts[3].bytes;
+    const struct cs_thread *self = cs_self();
+    const struct cs_block *block = self->muted ? self->kept : self->block;
+    cs_journal_write(CS_JOURNAL_CRASH, cs_tsc(), block->used ? block : NULL, parts, 4);
+}
+
+/* A child of vfork shares this memory with its parent: it must not leave anything in it. */
+static bool is_own_process(void) {
+    const struct cs_process *process = cs_session.process;
+    if (cs_process_ignored())
+        return false;
+    if (__atomic_load_n(&process->state, __ATOMIC_ACQUIRE) == 0)
+        cs_process_enter(CS_CAUSE_FORK, cs_session.last_process);
+    uint32_t pid = cs_system_pid();
+    return !pid || !process->pid || pid == process->pid;
+}
+
+void cs_crash_record(const siginfo_t *info, const ucontext_t *context, uint32_t flags) {
+    if (!cs_session.events || !is_own_process())
+        return;
+    uint32_t tid = cs_system_tid(), nobody = 0;
+    while (!__atomic_compare_exchange_n(&recorder, &nobody, tid, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+        if (nobody == tid || cs_system_thread_gone(cs_system_pid(), nobody))
+            return; /* a fault while the record was written */
+        nobody = 0;
+        cs_system_yield();
+    }
+    write_record(info, context, flags);
+    __atomic_store_n(&recorder, 0, __ATOMIC_RELEASE);
+}
+
+void cs_crash_handled(const siginfo_t *info, const ucontext_t *context) {
+    if (__atomic_load_n(&handled_count, __ATOMIC_RELAXED) < HANDLED_LIMIT)
+        cs_crash_record(info, context, CS_CRASH_HANDLED);
+    __atomic_fetch_add(&handled_count, 1, __ATOMIC_RELAXED);
+}
+
+/* Whether the memory there is the frame of a fatal signal whose handler is still at work: its signal is blocked now,
+ * and was not before. */
+static bool is_live_frame(const struct cs_frame *frame, uint64_t blocked) {
+    uint64_t bit = 1ull << ((uint32_t)frame->info.si_signo - 1) % 64;
+    return frame->flags < 16 && !frame->link && (frame->machine.cs & 0xfff8) == 0x30 && frame->info.si_signo > 0 &&
+           frame->info.si_signo < 32 && frame->info.si_code > 0 && frame->info.si_code != SI_KERNEL + 1 &&
+           blocked & bit && !(frame->mask & bit) && frame->machine.rsp > PAGE;
+}
+
+void cs_crash_at_exit(uint64_t sp) {
+    if (!__atomic_load_n(&handled_count, __ATOMIC_RELAXED) || !cs_session.events)
+        return;
+    uint64_t blocked = 0;
+    if (cs_failed(cs_call4(SYS_rt_sigprocmask, 0, 0, (long)&blocked, sizeof blocked)))
+        return;
+    struct cs_part stack = stack_part(sp + RED_ZONE);
+    uint64_t end = (uint64_t)stack.data + stack.bytes;
+    /* The kernel aligns a frame like a function's: its first word is where a return address would be. */
+    for (uint64_t at = ((uint64_t)stack.data + 15 & ~15ull) + 8; at + sizeof(struct cs_frame) <= end; at += 16) {
+        const struct cs_frame *frame = (const struct cs_frame *)at;
+        if (is_live_frame(frame, blocked)) {
+            cs_crash_record(&frame->info, (const ucontext_t *)&frame->flags, CS_CRASH_HANDLED | CS_CRASH_AT_EXIT);
+            return;
+        }
+    }
+}
