@@ -45,6 +45,7 @@ CAUSE_EXEC = 1
 CAUSE_FORK = 2
 MODULE_TRACED = 1
 MODULE_MAIN = 2
+MODULE_UNPACKED = 4
 
 CRASH_LINUX = 0
 CRASH_WINDOWS = 1
@@ -88,6 +89,7 @@ RUNTIME_FUNCTION_BYTES = 12
 REQUEST_MAGIC = 0x51525343
 REPLY_SKIP = 0
 REPLY_PLAN = 1
+REPLY_UNPACK = 2
 PATH_BYTES = 1000
 
 # First bytes of `events`; the file's chunk 0 holds nothing else. The recorder writes it, agents only move the counters.

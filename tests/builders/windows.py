@@ -6,12 +6,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from callscope.binary.open import open_image
 from callscope.errors import RecordError
 from callscope.recording.wine import find_wine
-from tests.builders.compilers import MINGW, have
+from tests.builders.compilers import MINGW, TARGETS, compile_program, have
+from tests.builders.tracing import Outcome, run_plain, run_traced, traced_threads
 
 
 def lacking() -> str | None:
@@ -59,3 +61,38 @@ def symbol_rva(program: Path, name: str) -> int:
     lines = subprocess.run(["nm", str(program)], capture_output=True, text=True, check=True).stdout.splitlines()
     addresses = {words[2]: int(words[0], 16) for words in map(str.split, lines) if len(words) == 3}
     return addresses[name] - open_image(program).base
+
+
+@dataclass(frozen=True)
+class Windows:
+    """A Wine prefix and the programs of a test module. `cache`: of plans."""
+
+    environment: dict[str, str]
+    programs: dict[str, Path]
+    plugin: Path
+    cache: Path
+
+    def plain(self, *command: str | Path) -> Outcome:
+        """Run a program untraced."""
+        return run_plain([find_wine(), *command], env=os.environ | self.environment)
+
+    def traced(self, trace: Path, *command: str | Path, **recording: object) -> Outcome:
+        """Record a program."""
+        return run_traced(command, trace, self.cache, recording=recording, env=self.environment)
+
+
+def compile_windows(name: str, output: Path, *flags: str, compiler: str = "mingw") -> Path:
+    """`output`, built from a file of tests/targets."""
+    return compile_program([TARGETS / name], output, ["-O2", *flags], compiler)
+
+
+def calls_of(trace: Path, program: Path, function: str, rva: int | None = None) -> int:
+    """How many calls of a function the trace has; `rva`: where it lies, if the program does not say."""
+    rva = symbol_rva(program, function) if rva is None else rva
+    return sum(int((thread.addresses == rva).sum()) for thread in traced_threads(trace, program.name))
+
+
+def same(plain: Outcome, traced: Outcome) -> None:
+    """Assert that a program did the same. Standard error is left out: Wine's own programs write there, too."""
+    assert traced.output == plain.output
+    assert traced.status == plain.status, traced.errors

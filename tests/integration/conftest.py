@@ -1,6 +1,7 @@
 """What integration tests share: agents with plans made by hand, one plan cache, the totals of the random programs."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from tests.builders.agent_session import Session
 from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.small_plan import small_plan
+from tests.builders.tracing import run_plain
+from tests.builders.windows import Windows, compile_windows, keep_alive, make_prefix
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +48,18 @@ def session(tmp_path: Path) -> Callable[..., Session]:
         return Session(tmp_path / "trace", dict(modules), **settings)  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory: pytest.TempPathFactory, plan_cache: Path) -> Iterator[Windows]:
+    """A Wine prefix, its services running, and the programs tests/targets/windows_program.cpp and windows_plugin.c."""
+    directory = tmp_path_factory.mktemp("windows")
+    environment = make_prefix(directory)
+    program = compile_windows("windows_program.cpp", directory / "program.exe")
+    plugin = compile_windows("windows_plugin.c", directory / "plugin.dll", "-shared")
+    with keep_alive(program, environment):
+        yield Windows(environment, {"mingw": program}, plugin, plan_cache)
+    run_plain(["wineserver", "-k"], env=os.environ | environment)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,8 +5,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,65 +20,14 @@ from callscope.recording.wine import find_wine
 from callscope.trace.journal import ModuleLoad, ModuleUnload, ProcessStart
 from callscope.trace.open import open_trace
 from tests.builders.agent_session import Session
-from tests.builders.compilers import TARGETS, WINDOWS_COMPILERS, compile_program
-from tests.builders.tracing import Outcome, callscope, read_calls, run_plain, run_traced, traced_threads
+from tests.builders.compilers import WINDOWS_COMPILERS
+from tests.builders.tracing import Outcome, callscope, read_calls, run_plain
 from tests.builders.truth_run import FRAME_POINTERS, Cell, run_cell
-from tests.builders.windows import (
-    keep_alive,
-    lacking,
-    make_prefix,
-    symbol_rva,
-)
+from tests.builders.windows import Windows, calls_of, compile_windows, lacking, same
 
 pytestmark = pytest.mark.skipif(lacking() is not None, reason=lacking() or "")
 FIB_15_CALLS = 1973
 MODES = ("exceptions", "faults", "walks", "fibers", "threads 6", "slots", "child", "terminate", "uncaught")
-
-
-@dataclass(frozen=True)
-class Windows:
-    """A Wine prefix and the programs of this module. `cache`: of plans."""
-
-    environment: dict[str, str]
-    programs: dict[str, Path]
-    plugin: Path
-    cache: Path
-
-    def plain(self, *command: str | Path) -> Outcome:
-        """Run a program untraced."""
-        return run_plain([find_wine(), *command], env=os.environ | self.environment)
-
-    def traced(self, trace: Path, *command: str | Path, **recording: object) -> Outcome:
-        """Record a program."""
-        return run_traced(command, trace, self.cache, recording=recording, env=self.environment)
-
-
-@pytest.fixture(scope="module")
-def windows(tmp_path_factory: pytest.TempPathFactory, plan_cache: Path) -> Iterator[Windows]:
-    directory = tmp_path_factory.mktemp("windows")
-    environment = make_prefix(directory)
-    program = compile_windows("windows_program.cpp", directory / "program.exe")
-    plugin = compile_windows("windows_plugin.c", directory / "plugin.dll", "-shared")
-    with keep_alive(program, environment):
-        yield Windows(environment, {"mingw": program}, plugin, plan_cache)
-    run_plain(["wineserver", "-k"], env=os.environ | environment)
-
-
-def compile_windows(name: str, output: Path, *flags: str, compiler: str = "mingw") -> Path:
-    """`output`, built from a file of tests/targets."""
-    return compile_program([TARGETS / name], output, ["-O2", *flags], compiler)
-
-
-def calls_of(trace: Path, program: Path, function: str) -> int:
-    """How many calls of a function the trace has."""
-    rva = symbol_rva(program, function)
-    return sum(int((thread.addresses == rva).sum()) for thread in traced_threads(trace, program.name))
-
-
-def same(plain: Outcome, traced: Outcome) -> None:
-    """Assert that a program did the same. Standard error is left out: Wine's own programs write there, too."""
-    assert traced.output == plain.output
-    assert traced.status == plain.status, traced.errors
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -22,7 +22,7 @@ def image(path: str, functions: int, number: int = 1) -> PlannedImage:
     coverage = Coverage(functions - 1, [Skipped("f", 0, "too short")])
     report = PlanReport(path, "", functions, coverage, coverage, Coverage(0, []), Coverage(0, []), 1.0)
     files = PlanFiles(Path("p"), Path("f"), Path("r"), b"", functions, 1.0, False)
-    return PlannedImage(path, files, number, report)
+    return PlannedImage(path, path, files, number, report)
 
 
 @pytest.fixture

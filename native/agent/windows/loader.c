@@ -25,6 +25,8 @@ static void settle(struct newcomer *newcomer, bool answered) {
             cs_note(CS_NOTE_NO_RECORDER, "the recorder does not answer: modules are not traced");
         else if (reply.status == CS_REPLY_PLAN)
             reason = cs_region_apply(newcomer->module, &newcomer->image, &reply);
+        else if (reply.status == CS_REPLY_UNPACK)
+            reason = cs_unpack_wait(newcomer->module, &newcomer->image, newcomer->path, reply.plan);
     }
     if (reason)
         cs_note_module(CS_NOTE_NO_PLAN, reason, newcomer->path);
@@ -46,6 +48,15 @@ static void settle_all(void) {
     newcomer_count = 0;
 }
 
+static void read_image(struct newcomer *newcomer) {
+    struct cs_module *module = newcomer->module;
+    newcomer->asked = cs_image_read(&newcomer->image, (uint8_t *)module->base, module->span);
+    if (!newcomer->asked)
+        return;
+    module->build_id_bytes = CS_IMAGE_ID_BYTES;
+    memcpy(module->build_id, newcomer->image.id, CS_IMAGE_ID_BYTES);
+}
+
 /* Enter a module in the table, to be settled with the next. */
 static void enter(uint8_t *base, uint64_t span, const UNICODE_STRING *path, uint32_t flags) {
     if (base == (uint8_t *)&__ImageBase || cs_module_find(base, (uint64_t)base))
@@ -57,16 +68,26 @@ static void enter(uint8_t *base, uint64_t span, const UNICODE_STRING *path, uint
         settle_all();
     struct newcomer *newcomer = &newcomers[newcomer_count++];
     newcomer->module = module;
-    newcomer->asked = cs_image_read(&newcomer->image, base, span);
     cs_path_of(path, newcomer->path, sizeof newcomer->path);
     module->handle = base;
     module->bias = module->base = (uint64_t)base;
-    module->span = newcomer->image.span;
+    module->span = span;
     module->flags = flags;
-    if (newcomer->asked) {
-        module->build_id_bytes = CS_IMAGE_ID_BYTES;
-        memcpy(module->build_id, newcomer->image.id, CS_IMAGE_ID_BYTES);
-    }
+    read_image(newcomer);
+    module->span = newcomer->image.span;
+}
+
+void cs_loader_renew(struct cs_module *module, const char *path) {
+    struct newcomer *newcomer = &newcomers[newcomer_count++];
+    uint64_t at = 0;
+    cs_module_journal_unload(module, cs_tsc());
+    newcomer->module = module;
+    cs_text_append(newcomer->path, sizeof newcomer->path, &at, path);
+    read_image(newcomer);
+    module->flags |= CS_MODULE_UNPACKED;
+    cs_start_options.flags |= CS_START_ATTACHED; /* other threads may run */
+    settle_all();
+    cs_start_options.flags &= ~CS_START_ATTACHED;
 }
 
 static void leave(const uint8_t *base) {

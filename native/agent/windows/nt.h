@@ -62,6 +62,7 @@ struct cs_loader_notice {
 typedef VOID CALLBACK cs_notified(ULONG reason, const struct cs_loader_notice *notice, void *context);
 
 NTSTATUS NTAPI LdrRegisterDllNotification(ULONG flags, cs_notified *function, void *context, void **cookie);
+void *NTAPI RtlAddVectoredExceptionHandler(ULONG first, PVECTORED_EXCEPTION_HANDLER handler);
 NTSTATUS NTAPI LdrAddRefDll(ULONG flags, HMODULE library);
 NTSTATUS NTAPI LdrLockLoaderLock(ULONG flags, ULONG *disposition, ULONG_PTR *cookie);
 NTSTATUS NTAPI LdrUnlockLoaderLock(ULONG flags, ULONG_PTR cookie);

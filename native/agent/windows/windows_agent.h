@@ -65,6 +65,14 @@ void cs_threads_go_on(void);
 
 /* ---- loader.c */
 void cs_loader_start(void);
+/* With the module lock held: a module has other contents now, and is asked about again. */
+void cs_loader_renew(struct cs_module *module, const char *path);
+
+/* ---- unpack.c */
+/* Wait until the program runs what it unpacks; then write its memory to `image_file` and ask again. NULL, or why not.
+ */
+const char *cs_unpack_wait(struct cs_module *module, const struct cs_image *image, const char *path,
+                           const char *image_file);
 
 /* ---- children.c */
 void cs_children_follow(void);

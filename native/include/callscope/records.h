@@ -44,6 +44,7 @@
 #define CS_CAUSE_FORK 2u
 #define CS_MODULE_TRACED 1u
 #define CS_MODULE_MAIN 2u
+#define CS_MODULE_UNPACKED 4u
 
 #define CS_CRASH_LINUX 0u
 #define CS_CRASH_WINDOWS 1u
@@ -87,6 +88,7 @@
 #define CS_REQUEST_MAGIC 0x51525343u
 #define CS_REPLY_SKIP 0u
 #define CS_REPLY_PLAN 1u
+#define CS_REPLY_UNPACK 2u
 #define CS_PATH_BYTES 1000u
 
 /* First bytes of `events`; the file's chunk 0 holds nothing else. The recorder writes it, agents only move the counters. */

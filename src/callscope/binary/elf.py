@@ -177,11 +177,16 @@ class Image:
         tables = section_tables(self.data, self.tables) or [dynamic]
         return find_twice_callees(tables, dynamic, self.relocations, stubs, self.base)
 
+    @property
+    def symbol_tables(self) -> list[SymbolTable]:
+        """The symbol tables; without section headers those of the dynamic loader."""
+        if len(self.tables.sections) == 0:
+            return [dynamic_table(self.data, self.dynamic, self.segments, self.base)]
+        return section_tables(self.data, self.tables)
+
     def function_symbols(self) -> FunctionSymbols:
         """The functions of all symbol tables."""
-        tables = section_tables(self.data, self.tables)
-        if len(self.tables.sections) == 0:
-            tables = [dynamic_table(self.data, self.dynamic, self.segments, self.base)]
+        tables = self.symbol_tables
         rvas, sizes, colds = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.bool_)]
         for table in tables:
             records = table.functions()

@@ -24,6 +24,7 @@ from callscope.binary.debug_files import (
     unpack_mini_debug,
 )
 from callscope.binary.demangle import demangle
+from callscope.binary.elf import read_image
 from callscope.binary.lines import LineTable, has_lines, open_lines
 from callscope.binary.pe import read_pe
 from callscope.binary.pe_headers import is_pe
@@ -128,7 +129,10 @@ def open_symbols(
     files = [file for file in (source, debug, packed) if file is not None]
 
     def tables() -> list[tuple[SymbolTable, int]]:
-        return [(table, file.base) for file in files for table in section_tables(file.data, file.tables)]
+        found = [(table, file.base) for file in files for table in section_tables(file.data, file.tables)]
+        if source is not None and len(source.tables.sections) == 0:
+            found += [(table, source.base) for table in read_image(path).symbol_tables]
+        return found
 
     def lines() -> LineTable | None:
         opened = (open_lines(file, problems) for file in files if has_lines(file))

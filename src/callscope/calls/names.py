@@ -16,11 +16,15 @@ from callscope.errors import CallscopeError
 
 @dataclass
 class ImageNames:
-    """The names of one image. When the file is gone or another, names are `module+0xoffset`."""
+    """The names of one image. When the file is gone or another, names are `module+0xoffset`.
+
+    memory: where the trace has its memory, if it unpacked itself: `path` is not what ran.
+    """
 
     path: str
     build_id: bytes
     warnings: list[str]
+    memory: str | None = None
     _symbols: Symbols | None = None
     _functions: FunctionTable | None = None
     _opened: bool = False
@@ -56,11 +60,12 @@ class ImageNames:
         self._opened = True
         if not self.path.startswith("/"):
             return
+        source = self.memory or self.path
         try:
-            if read_build_id(self.path) != self.build_id:
+            if read_build_id(source) != self.build_id:
                 self.warnings.append(f"{self.path} is not the file that was traced: its functions have no names")
                 return
-            self._symbols = open_symbols(self.path)
-            self._functions = find_functions(open_image(self.path))
+            self._symbols = open_symbols(source)
+            self._functions = find_functions(open_image(source))
         except CallscopeError as error:
             self.warnings.append(f"functions of {self.path} have no names: {error}")

@@ -134,8 +134,12 @@ def write_tables(
         },
     )
     names: dict[tuple[str, bytes], ImageNames] = {}
+    unpacked = [image for image in trace.file.images if image.memory]
+    memory = {image.build_id: str(trace.path / image.memory) for image in unpacked}
     for module in trace.modules:
-        names.setdefault((module.path, module.build_id), ImageNames(module.path, module.build_id, trace.warnings))
+        build_id = module.build_id
+        own = ImageNames(module.path, build_id, trace.warnings, memory.get(build_id))
+        names.setdefault((module.path, build_id), own)
     _write_functions(trace, target, nodes, names)
     _write_sites(trace, target, sites, names)
     _write_history(trace, target, threads)

@@ -77,4 +77,5 @@ def read_question(path: Path) -> list[Module] | None:
     known = request["magic"] == records.REQUEST_MAGIC and request["version"] == records.TRACE_VERSION
     if not known or count > MOST_MODULES or len(data) != head + count * each:
         return None
-    return [decode_module(module) for module in np.frombuffer(data, records.REQUEST_MODULE, count, head)]
+    modules = np.frombuffer(data, records.REQUEST_MODULE, count, head)
+    return [decode_module(module, int(request["pid"])) for module in modules]

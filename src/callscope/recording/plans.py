@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -27,6 +27,7 @@ from callscope.patching.cache import PlanFiles, load_or_plan
 from callscope.patching.report import PlanReport
 from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
+from callscope.recording.unpacked import is_packed, is_windows_file, memory_image
 
 LAST_FUNCTION_ID = 0x7FFFFFFE
 _LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so", "ntdll.dll")
@@ -34,28 +35,41 @@ _LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so", "ntdll.dll")
 
 @dataclass(frozen=True)
 class Module:
-    """A module that a process has loaded. `build_id` may be empty."""
+    """A module that a process has loaded, as it lies at `base` in process `pid`. `build_id` may be empty. is_unpacked:
+    it has unpacked itself, and written its memory where it was told.
+    """
 
     path: str
     build_id: bytes
     is_main: bool
+    is_unpacked: bool = False
+    pid: int = field(default=0, compare=False)
+    base: int = field(default=0, compare=False)
+    span: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the agent is told. `id_base`: id of the plan's function 0. `chosen`: bit map of functions; None for all."""
+    """What the agent is told. `id_base`: id of the plan's function 0. `chosen`: bit map of functions; None for all.
+    status: REPLY_PLAN; or REPLY_UNPACK: wait until the program has unpacked itself, write its memory to `plan`, and
+    ask again.
+    """
 
     plan: Path
     id_base: int
     function_count: int
     chosen: Path | None
+    status: int = records.REPLY_PLAN
 
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """An image of this session. `path` is the one it was planned from."""
+    """An image of this session. `path` is the module's, `source` the file it was planned from: another one where a
+    program unpacked itself.
+    """
 
     path: str
+    source: str
     files: PlanFiles
     id_base: int
     report: PlanReport
@@ -74,6 +88,7 @@ class Plans:
         self._images: dict[str, Future[PlannedImage]] = {}
         self._chosen: dict[tuple[int, str, bool], Future[Answer | None]] = {}
         self._rejected: set[str] = set()
+        self._unpacked: dict[tuple[int, str], Path] = {}
         self._next_id = 1
         self.chosen_counts: dict[int, int] = {}
         """By an image's first function id: how many of its functions the rules chose, where they did not choose all."""
@@ -87,7 +102,13 @@ class Plans:
         if not wanted:
             return None
         try:
-            image = self._image(module)
+            source = module.path
+            if module.is_main and is_packed(source):
+                dump = self._unpacked_file(module)
+                if is_windows_file(source) and not module.is_unpacked:
+                    return Answer(dump, 0, 0, None, records.REPLY_UNPACK)
+                source = str(memory_image(module.pid, module.base, module.span, dump))
+            image = self._image(module, source)
             return self._select(image, module)
         except CallscopeError as error:
             self._reject(module.path, str(error))
@@ -102,14 +123,22 @@ class Plans:
         done = [future.result() for future in futures if future.done() and future.exception() is None]
         return sorted(done, key=lambda image: image.id_base)
 
-    def _image(self, module: Module) -> PlannedImage:
-        """The image of a module, planned now if nobody has begun to. Raises CallscopeError."""
-        if module.path.endswith(" (deleted)"):
+    def _unpacked_file(self, module: Module) -> Path:
+        """Where the memory of a program that unpacks itself is written. Raises PlanError."""
+        with self._lock:
+            name = f"unpacked-{len(self._unpacked)}"
+            path = self._unpacked.setdefault((module.pid, module.path), self._session.plans / name)
+        check_length(path, "record to a shorter one with -o")
+        return path
+
+    def _image(self, module: Module, source: str) -> PlannedImage:
+        """The image of a module, planned from `source` now if nobody has begun to. Raises CallscopeError."""
+        if source.endswith(" (deleted)"):
             raise PlanError("the file was deleted while the program used it: start the program again")
-        build_id = read_build_id(module.path)
+        build_id = read_build_id(source)
         if module.build_id and build_id != module.build_id:
             raise PlanError("the file was replaced while the program used it: start the program again")
-        key = build_id.hex() or _file_key(Path(module.path))
+        key = build_id.hex() or _file_key(Path(source))
         with self._lock:
             future = self._images.get(key)
             mine = future is None
@@ -117,14 +146,14 @@ class Plans:
                 future = self._images[key] = Future()
         if mine:
             try:
-                future.set_result(self._plan(module.path, build_id))
+                future.set_result(self._plan(module.path, source, build_id))
             except BaseException as error:
                 future.set_exception(error)
         return future.result()
 
-    def _plan(self, path: str, build_id: bytes) -> PlannedImage:
+    def _plan(self, path: str, source: str, build_id: bytes) -> PlannedImage:
         with self._planning:  # the planner uses all cores for one image
-            files = self._planner(path)
+            files = self._planner(source)
         if files.build_id != build_id:
             raise PlanError("the file was replaced while it was being planned: record again")
         check_length(files.plan, "set CALLSCOPE_CACHE to a shorter one")
@@ -135,7 +164,7 @@ class Plans:
         with self._lock:
             if self._next_id + files.function_count > LAST_FUNCTION_ID:
                 raise PlanError("this session has run out of function ids: record fewer programs at once")
-            image = PlannedImage(path, files, self._next_id, report)
+            image = PlannedImage(path, source, files, self._next_id, report)
             self._next_id += files.function_count
         entry = {
             "id_base": image.id_base,
@@ -149,6 +178,8 @@ class Plans:
                 for name, part in (("entries", report.entries), ("exits", report.exits), ("tails", report.tail_jumps))
             },
         }
+        if source != path:
+            entry["memory"] = os.path.relpath(source, self._session.directory)
         self._session.update(lambda state: state["images"].append(entry))
         return image
 
@@ -174,8 +205,8 @@ class Plans:
             rvas,
             functions["bytes"],
             functions["owner"],
-            open_image(module.path).base,
-            lambda: open_symbols(module.path).names(rvas),
+            open_image(image.source).base,
+            lambda: open_symbols(image.source).names(rvas),
         )
         chosen = self.rules.choose(module.path, module.is_main, known)
         path = None

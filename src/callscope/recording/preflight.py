@@ -17,6 +17,7 @@ from callscope.binary.elf import read_image
 from callscope.binary.image import Image
 from callscope.binary.pe import read_pe
 from callscope.errors import ImageError, RecordError
+from callscope.recording.unpacked import is_packed, is_windows_file
 
 LONGEST_SHEBANG = 255
 WINDOWS_SUFFIX = ".exe"
@@ -112,12 +113,6 @@ def check_executable(path: str) -> None:
         raise RecordError(f"{path} is not executable: run chmod +x on it, or name its interpreter first")
 
 
-def is_windows_file(path: str) -> bool:
-    """Whether a file begins as those that Windows or DOS run: no permission says that they are programs."""
-    with Path(path).open("rb") as file:
-        return file.read(2) == b"MZ"
-
-
 def check_windows_image(path: str) -> Image:
     """A program for x64 Windows; ImageError when it is none."""
     image = read_pe(path)
@@ -144,9 +139,9 @@ def check_image(path: str) -> Image:
     if start and b"\0" not in start and not start.startswith(b"\x7fELF"):
         raise ImageError(f"{path} is text without a #! line: name its interpreter first, as in record -- sh {path}")
     image = read_image(path)
-    if image.interpreter is None:
+    if image.interpreter is None and not is_packed(path):
         raise ImageError(f"{path} is statically linked: only programs that a dynamic loader starts can be traced")
-    if not is_file(Path(image.interpreter)):
+    if image.interpreter is not None and not is_file(Path(image.interpreter)):
         raise ImageError(f"{path} needs the loader {image.interpreter}, which does not exist: install its C library")
     reason = runs_with_other_rights(path)
     if reason:

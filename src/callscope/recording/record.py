@@ -30,6 +30,7 @@ from callscope.recording.rules import Rules
 from callscope.recording.server import Server
 from callscope.recording.session import JOURNAL_NAME, Session
 from callscope.recording.survivors import Survivor, find_survivors
+from callscope.recording.unpacked import is_packed
 from callscope.recording.wine import find_wine, launcher_command
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
@@ -93,8 +94,9 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
 
 
 def images_ahead(target: Target) -> list[str]:
-    """The programs that will certainly or probably run."""
-    return list(dict.fromkeys(str(path.resolve()) for path in (target.image.path, *target.expected)))
+    """The programs that will certainly or probably run, without those that have to unpack themselves first."""
+    paths = dict.fromkeys(str(path.resolve()) for path in (target.image.path, *target.expected))
+    return [path for path in paths if not is_packed(path)]
 
 
 def plan_ahead(rules: Rules, target: Target, progress: ProgressBar) -> None:

@@ -118,7 +118,7 @@ def read_request(connection: socket.socket, questions: SimpleQueue[Module | None
         data = receive(connection, records.REQUEST_MODULE.itemsize)
         if data is None:
             return False
-        questions.put(decode_module(np.frombuffer(data, records.REQUEST_MODULE)[0]))
+        questions.put(decode_module(np.frombuffer(data, records.REQUEST_MODULE)[0], int(request["pid"])))
     return True
 
 
@@ -146,10 +146,19 @@ def receive(connection: socket.socket, size: int) -> bytes | None:
     return bytes(data)
 
 
-def decode_module(record: np.void) -> Module:
-    """The module of one request_module record."""
+def decode_module(record: np.void, pid: int) -> Module:
+    """The module of one request_module record of process `pid`."""
     build_id = record["build_id"].tobytes()[: min(int(record["build_id_bytes"]), 32)]
-    return Module(os.fsdecode(bytes(record["path"])), build_id, bool(int(record["module_flags"]) & records.MODULE_MAIN))
+    flags = int(record["module_flags"])
+    return Module(
+        os.fsdecode(bytes(record["path"])),
+        build_id,
+        bool(flags & records.MODULE_MAIN),
+        bool(flags & records.MODULE_UNPACKED),
+        pid,
+        int(record["base"]),
+        int(record["span"]),
+    )
 
 
 def encode_reply(answer: Answer | None) -> bytes:
@@ -157,7 +166,7 @@ def encode_reply(answer: Answer | None) -> bytes:
     if answer is None:
         return PLAN_SKIP
     reply = np.zeros((), records.REPLY)
-    reply["status"] = records.REPLY_PLAN
+    reply["status"] = answer.status
     reply["id_base"], reply["function_count"] = answer.id_base, answer.function_count
     reply["plan"] = os.fsencode(answer.plan)
     reply["chosen"] = b"" if answer.chosen is None else os.fsencode(answer.chosen)

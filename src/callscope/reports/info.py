@@ -273,6 +273,8 @@ def _module_lines(modules: Sequence[Mapping[str, Any]], style: Style) -> Iterato
     yield from _limited(
         [line(columns, [_module_cell(module, column.key, style) for column in columns]) for module in most_first]
     )
+    if any(module["patches_refused"] for module in modules):
+        yield "Refused: patches left out, since the code in memory was not the one that was planned"
 
 
 def _module_cell(module: Mapping[str, Any], key: str, style: Style) -> str:

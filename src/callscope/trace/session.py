@@ -23,7 +23,8 @@ class PlannedImage:
     """An image the recorder made a plan for. Its functions have the ids id_base .. id_base + function_count - 1.
 
     path: as it was when recorded. build_id: empty when the image has none. functions: the functions file, relative to
-    the trace directory. span: bytes of address space.
+    the trace directory. span: bytes of address space. memory: the file in the trace directory it was planned from, when
+    it unpacked itself; empty for others.
     """
 
     id_base: int
@@ -32,6 +33,7 @@ class PlannedImage:
     build_id: bytes
     functions: str
     span: int
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def _image(value: object) -> PlannedImage | None:
         return None
     id_base, count = (_number(value.get(name), _MOST_ID) for name in ("id_base", "function_count"))
     span = _number(value.get("span"), (1 << 48) - 1)
-    path, functions, build_id = (value.get(name) for name in ("path", "functions", "build_id"))
+    path, functions, build_id, memory = (value.get(name) for name in ("path", "functions", "build_id", "memory"))
     if id_base is None or count is None or span is None or id_base + count > _MOST_ID:
         return None
     if not (isinstance(path, str) and isinstance(functions, str) and isinstance(build_id, str)):
@@ -129,5 +131,12 @@ def _image(value: object) -> PlannedImage | None:
         identity = bytes.fromhex(build_id)
     except ValueError:
         return None
-    inside = not Path(functions).is_absolute() and ".." not in Path(functions).parts and "\0" not in functions
-    return PlannedImage(id_base, count, path, identity, functions, span) if inside and id_base else None
+    memory = memory if isinstance(memory, str) and _is_inside(memory) else ""
+    if not id_base or not _is_inside(functions):
+        return None
+    return PlannedImage(id_base, count, path, identity, functions, span, memory)
+
+
+def _is_inside(path: str) -> bool:
+    """Whether a relative path leads to nowhere outside of its directory."""
+    return not Path(path).is_absolute() and ".." not in Path(path).parts and "\0" not in path
