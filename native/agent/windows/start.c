@@ -121,6 +121,7 @@ __declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
     cs_session.namespace_id = 1; /* process ids are the system's */
     cs_process_enter(CS_CAUSE_LAUNCH, cs_journal_find(cs_system_parent_pid(), 0));
     cs_loader_start();
+    cs_crash_watch();
     cs_start_options.flags &= ~CS_START_ATTACHED; /* what is loaded later does not run yet */
     if (cs_start_options.flags & CS_START_FOLLOW)
         cs_children_follow();

@@ -5,6 +5,10 @@
 #include "../core/memory.h"
 #include "windows_agent.h"
 
+#define MEMORY_BASIC 0 /* MemoryBasicInformation */
+#define READABLE                                                                                                       \
+    (PAGE_READONLY | PAGE_READWRITE | PAGE_WRITECOPY | PAGE_EXECUTE_READ | PAGE_EXECUTE_READWRITE |                    \
+     PAGE_EXECUTE_WRITECOPY)
 #define THREAD_NAME 38                     /* ThreadNameInformation */
 #define TICKS_TO_1970 116444736000000000ll /* of 100 ns, from 1601 */
 #define DISK_CHECK_BYTES 0x1000000ull      /* so much is written between looks at the disk's free space */
@@ -142,6 +146,14 @@ void cs_system_clocks(uint64_t *tsc, uint64_t *monotonic_ns, uint64_t *realtime_
 /* No process becomes another program. */
 uint64_t cs_system_birth_ns(void) {
     return 0;
+}
+
+uint64_t cs_readable_bytes(const void *address) {
+    MEMORY_BASIC_INFORMATION found;
+    if (NtQueryVirtualMemory(CS_SELF, address, MEMORY_BASIC, &found, sizeof found, NULL) || found.State != MEM_COMMIT ||
+        !(found.Protect & READABLE) || found.Protect & PAGE_GUARD)
+        return 0;
+    return (uint64_t)((uint8_t *)found.BaseAddress + found.RegionSize - (const uint8_t *)address);
 }
 
 uint64_t cs_milliseconds(void) {

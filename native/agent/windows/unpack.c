@@ -9,7 +9,6 @@
 #define EXECUTED 8 /* ExceptionInformation[0] of an access violation */
 #define MEMORY_BASIC 0
 #define EXECUTABLE (PAGE_EXECUTE | PAGE_EXECUTE_READ | PAGE_EXECUTE_READWRITE | PAGE_EXECUTE_WRITECOPY)
-#define READABLE (EXECUTABLE | PAGE_READONLY | PAGE_READWRITE | PAGE_WRITECOPY)
 
 static struct {
     uint8_t *start;
@@ -45,17 +44,14 @@ static void write_image(uint8_t *base, uint64_t span) {
     if (!file)
         return;
     for (uint64_t at = 0; at < span;) {
-        MEMORY_BASIC_INFORMATION information;
         IO_STATUS_BLOCK status;
         LARGE_INTEGER offset = {.QuadPart = (LONGLONG)at};
-        if (NtQueryVirtualMemory(CS_SELF, base + at, MEMORY_BASIC, &information, sizeof information, NULL))
-            break;
-        uint64_t bytes = (uint64_t)((uint8_t *)information.BaseAddress + information.RegionSize - (base + at));
+        uint64_t bytes = cs_readable_bytes(base + at);
         if (bytes > span - at)
             bytes = span - at;
-        if (information.State == MEM_COMMIT && information.Protect & READABLE && !(information.Protect & PAGE_GUARD))
+        if (bytes)
             NtWriteFile(file, NULL, NULL, NULL, &status, base + at, (ULONG)bytes, &offset, NULL);
-        at += bytes;
+        at += bytes ? bytes : CS_PLAN_PAGE;
     }
     NtClose(file);
 }

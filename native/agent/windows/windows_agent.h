@@ -19,6 +19,8 @@ extern bool cs_slots_wide;
 /* For how long waits and time stamps are counted: since some moment, in milliseconds. */
 uint64_t cs_milliseconds(void);
 void cs_sleep(uint32_t milliseconds);
+/* How many bytes from `address` on can be read, of those that are alike: 0 when none can. */
+uint64_t cs_readable_bytes(const void *address);
 
 /* ---- files.c
  * Paths are UTF-8, as the recorder uses them: under Wine those of Linux. */
@@ -73,6 +75,10 @@ void cs_loader_renew(struct cs_module *module, const char *path);
  */
 const char *cs_unpack_wait(struct cs_module *module, const struct cs_image *image, const char *path,
                            const char *image_file);
+
+/* ---- crash.c */
+/* Leave a record in the journal of what a thread was at when it faults. */
+void cs_crash_watch(void);
 
 /* ---- children.c */
 void cs_children_follow(void);

@@ -19,7 +19,8 @@ class JournalSummary:
 
     processes: how many had an agent. execs: how often one became another program. notes: what agents complained of,
     without repeats, in order. refused: by module path, patches left out because the code in memory was not the file's.
-    untraced: paths of modules without a plan, in order of loading.
+    untraced: paths of modules without a plan, in order of loading. faults: by process, the exception that ended it on
+    Windows, as far as one can tell.
     """
 
     processes: int = 0
@@ -28,6 +29,7 @@ class JournalSummary:
     notes: list[str] = field(default_factory=list)
     refused: dict[str, int] = field(default_factory=dict)
     untraced: list[str] = field(default_factory=list)
+    faults: dict[int, int] = field(default_factory=dict)
 
 
 def summarise_journal(path: Path) -> JournalSummary:
@@ -44,12 +46,12 @@ def summarise_journal(path: Path) -> JournalSummary:
         if size < head or size % 8 or at + size > len(data):
             at += 8  # a hole
             continue
-        _add(summary, int(record["kind"]), data[at + head : at + size])
+        _add(summary, int(record["kind"]), int(record["process"]), data[at + head : at + size])
         at += size
     return summary
 
 
-def _add(summary: JournalSummary, kind: int, payload: bytes) -> None:
+def _add(summary: JournalSummary, kind: int, process: int, payload: bytes) -> None:
     if kind == records.JOURNAL_PROCESS_START and len(payload) >= records.PROCESS_START.itemsize:
         if np.frombuffer(payload, records.PROCESS_START, 1)[0]["cause"] == records.CAUSE_EXEC:
             summary.execs += 1
@@ -57,6 +59,12 @@ def _add(summary: JournalSummary, kind: int, payload: bytes) -> None:
             summary.processes += 1
     elif kind == records.JOURNAL_CRASH:
         summary.crashes += 1
+        if len(payload) >= records.CRASH.itemsize:
+            crash = np.frombuffer(payload, records.CRASH, 1)[0]
+            if crash["system"] == records.CRASH_WINDOWS:
+                summary.faults[process] = int(crash["code"])
+    elif kind == records.JOURNAL_PROCESS_END:
+        summary.faults.pop(process, None)
     elif kind == records.JOURNAL_NOTE and len(payload) >= records.TEXT_PAYLOAD.itemsize:
         size = int(np.frombuffer(payload, records.TEXT_PAYLOAD, 1)[0]["text_bytes"])
         text = payload[records.TEXT_PAYLOAD.itemsize :][:size].decode("utf-8", "replace")

@@ -28,6 +28,7 @@ def summary_lines(result: RecordResult, reported: bool = False) -> list[str]:
     lines = [
         f"{shorten(result.trace)}: {figures(result)}",
         *ending(result.exit_status),
+        *faults(result),
         *coverage(result),
         *losses(result),
         *(f"{rule} matched nothing" for rule in result.unmatched),
@@ -59,6 +60,13 @@ def ending(status: int) -> Iterator[str]:
     if status > 128:
         with suppress(ValueError):
             yield f"the program was ended by {signal.Signals(status - 128).name}"
+
+
+def faults(result: RecordResult) -> Iterator[str]:
+    """The exceptions that ended Windows programs."""
+    for code in dict.fromkeys(result.journal.faults.values()):
+        trace = shlex.quote(shorten(result.trace))
+        yield f"the program was ended by exception {code:#x}: callscope info {trace} says where"
 
 
 def coverage(result: RecordResult) -> list[str]:

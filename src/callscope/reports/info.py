@@ -7,11 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final
 
+from callscope import format as records
+from callscope.errors import TraceError
 from callscope.reports.database import ENDINGS, Database
 from callscope.reports.selection import command_line, label, origin
 from callscope.reports.session import checked
 from callscope.reports.table import Column, fit, header, line, taken, widest
 from callscope.reports.text import BOLD, YELLOW, Style, cut, duration, plural, printable, size
+from callscope.trace.journal import Crash, read_journal
 
 ENOUGH_CALLS = 100_000
 """From this many calls on, bytes a call say something: space is taken by the megabyte."""
@@ -38,11 +41,12 @@ MOST_LISTED = 20
 def info(database: Database) -> dict[str, Any]:
     """Everything about a session that is no call. Times in nanoseconds; sizes in bytes of disk.
 
-    last_at_work: of a program that a signal ended, see `last_at_work`. processes: one that replaced its program by exec
-    is there once for each program. modules: each traced image once, with its coverage (places patched of those found,
-    by kind), functions called and calls. rejected: images that should have been traced and could not, with reasons.
+    fault: the exception that ended a Windows program, if one did. last_at_work: of a program that a signal or it ended,
+    see `last_at_work`. processes: one that replaced its program by exec is there once for each program. modules: each
+    traced image once, with its coverage (places patched of those found, by kind), functions called and calls. rejected:
+    images that should have been traced and could not, with reasons.
     """
-    session, meta = checked(database.session), database.meta
+    session, meta, fault = checked(database.session), database.meta, last_fault(database)
     counts = database.rows(
         "SELECT count(DISTINCT (pid, tid)) AS threads, coalesce(sum(events), 0)::BIGINT AS events,"
         " (SELECT count(DISTINCT pid) FROM processes) AS processes FROM threads"
@@ -58,7 +62,8 @@ def info(database: Database) -> dict[str, Any]:
         "duration_ns": meta.get("duration_ns"),
         "exit_status": session["exit_status"],
         "main_pid": session["main_pid"],
-        "last_at_work": last_at_work(database) if (session["exit_status"] or 0) > SIGNALLED else None,
+        "fault": None if fault is None else {"code": fault.fields["code"], "tid": fault.tid},
+        "last_at_work": last_at_work(database, fault) if fault or (session["exit_status"] or 0) > SIGNALLED else None,
         "clock": "tsc" if database.has_clock else "none",
         "clock_hz": session["clock_hz"] if database.has_clock else None,
         "options": session["options"],
@@ -79,15 +84,27 @@ def info(database: Database) -> dict[str, Any]:
     }
 
 
-def last_at_work(database: Database) -> dict[str, Any] | None:
-    """The thread of the program that did something last, by its tid, and the functions that were at work there, the
-    outermost first, each with its module. None when nothing tells.
+def last_fault(database: Database) -> Crash | None:
+    """The fault that ended a Windows program, as far as one can tell: the process did not end in good order."""
+    try:
+        journal = read_journal(database.trace, [])
+    except TraceError:
+        return None
+    ended = {record.process for record in journal if record.kind == records.JOURNAL_PROCESS_END}
+    faults = [record for record in journal if isinstance(record, Crash) and record.process not in ended]
+    faults = [fault for fault in faults if fault.fields["system"] == records.CRASH_WINDOWS]
+    return faults[-1] if faults else None
+
+
+def last_at_work(database: Database, fault: Crash | None = None) -> dict[str, Any] | None:
+    """The thread of the program that did something last, or had the fault, by its tid, and the functions that were at
+    work there, the outermost first, each with its module. None when nothing tells.
 
     A crash report it is not: the fault may be in code that was not traced, called from the last of these functions.
     """
     threads = database.rows("SELECT thread, pid, tid, end_ns FROM threads WHERE calls > 0 ORDER BY end_ns, thread")
     own = [row for row in threads if row["pid"] == database.session.get("main_pid")]
-    threads = own or threads
+    threads = [row for row in threads if fault and row["thread"] == fault.thread] or own or threads
     if not threads or (len(threads) > 1 and not database.has_clock):
         return None
     running = database.rows(
@@ -196,6 +213,8 @@ def _modules(database: Database, images: list[dict[str, Any]]) -> list[dict[str,
 
 def _ending(facts: Mapping[str, Any]) -> str:
     status = facts["exit_status"]
+    if facts["fault"]:
+        return f"exit status {status}, after exception {facts['fault']['code']:#x} in thread {facts['fault']['tid']}"
     if status is None:
         return "unknown: the recording was cut off, or goes on"
     return f"exit status {status}" + (f" (signal {status - 128})" if 128 < status <= 128 + 64 else "")
