@@ -11,6 +11,7 @@
 #include "syscall.h"
 
 #define PAGE 4096ull
+#define USER_CODE 0x33 /* cs of 64-bit programs */
 #define RED_ZONE 128u
 #define HANDLED_LIMIT 8u /* records of faults that the program handles: some handle them by the thousand */
 #define VECTOR_LIMIT 0x4000u
@@ -161,10 +162,12 @@ void cs_crash_handled(const siginfo_t *info, const ucontext_t *context) {
 /* Whether the memory there is the frame of a fatal signal whose handler is still at work: its signal is blocked now,
  * and was not before. */
 static bool is_live_frame(const struct cs_frame *frame, uint64_t blocked) {
-    uint64_t bit = 1ull << ((uint32_t)frame->info.si_signo - 1) % 64;
-    return frame->flags < 16 && !frame->link && (frame->machine.cs & 0xfff8) == 0x30 && frame->info.si_signo > 0 &&
-           frame->info.si_signo < 32 && frame->info.si_code > 0 && frame->info.si_code != SI_KERNEL + 1 &&
-           blocked & bit && !(frame->mask & bit) && frame->machine.rsp > PAGE;
+    int number = frame->info.si_signo;
+    if (frame->flags > 15 || frame->link || frame->machine.cs != USER_CODE || frame->machine.rsp < PAGE ||
+        !cs_signal_is_fatal(number))
+        return false;
+    uint64_t bit = 1ull << (number - 1);
+    return blocked & bit && !(frame->mask & bit);
 }
 
 void cs_crash_at_exit(uint64_t sp) {

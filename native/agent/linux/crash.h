@@ -45,6 +45,7 @@ bool cs_action_set(int signal, const struct cs_action *action);
 /* ---- signals.c */
 /* Stand in for the default action of every fatal signal. */
 void cs_signals_start(void);
+bool cs_signal_is_fatal(int signal);
 /* The program has set an alternate stack: handlers may run on it now. */
 void cs_signals_use_stacks(void);
 /* How a signal goes on: with the program's handler, if any, and on another stack if `frame` is not NULL. */

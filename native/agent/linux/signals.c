@@ -21,7 +21,7 @@ static struct {
 static uint64_t without_stack; /* signals, by bit, whose SA_ONSTACK the kernel does not have */
 static bool started;
 
-static bool is_fatal(int signal) {
+bool cs_signal_is_fatal(int signal) {
     return signal == SIGSEGV || signal == SIGABRT || signal == SIGILL || signal == SIGFPE || signal == SIGBUS ||
            signal == SIGTRAP || signal == SIGSYS;
 }
@@ -68,7 +68,7 @@ static void settle(int signal) {
     if (!started || signal < 1 || signal >= SIGNALS || !cs_action_get(signal, &action) ||
         action.handler == (void *)cs_signal_entry)
         return;
-    if (is_fatal(signal)) {
+    if (cs_signal_is_fatal(signal)) {
         wishes[signal].taken = false;
         if (action.handler != (void *)SIG_IGN)
             take(signal, action);
@@ -100,7 +100,7 @@ void cs_signals_start(void) {
     struct cs_action action;
     started = true;
     for (int signal = 1; signal < SIGNALS; signal++)
-        if (is_fatal(signal) && cs_action_get(signal, &action) && action.handler == (void *)SIG_DFL)
+        if (cs_signal_is_fatal(signal) && cs_action_get(signal, &action) && action.handler == (void *)SIG_DFL)
             take(signal, action);
 }
 
@@ -134,7 +134,7 @@ struct cs_arrival cs_signal_arrived(int signal, siginfo_t *info, ucontext_t *con
         die(SIGSEGV, info); /* as the kernel does when it cannot call a handler */
         return (struct cs_arrival){0};
     }
-    if (info->si_code > 0 || signal == SIGABRT)
+    if (info->si_code > 0 || (uint32_t)info->si_pid == cs_system_pid())
         cs_crash_handled(info, context);
     if (wishes[signal].flags & SA_RESETHAND)
         reset(signal);
@@ -177,7 +177,7 @@ static int change_action(int signal, const struct sigaction *action, struct siga
         return result;
     show(signal, &before, wish, flags);
     bool on_stack = action && action->sa_flags & SA_ONSTACK;
-    if (action && (is_fatal(signal) || on_stack || without_stack >> (signal - 1) & 1) && !is_guest())
+    if (action && (cs_signal_is_fatal(signal) || on_stack || without_stack >> (signal - 1) & 1) && !is_guest())
         settle(signal);
     if (old)
         *old = before;
@@ -192,7 +192,7 @@ static void *change_handler(enum cs_next function, int signal, void *handler) {
     void *before = real(signal, handler);
     if (before == (void *)SIG_ERR || is_guest())
         return before == (void *)cs_signal_entry ? wish : before;
-    if (is_fatal(signal) || without_stack >> (signal - 1) % 64 & 1)
+    if (cs_signal_is_fatal(signal) || without_stack >> (signal - 1) % 64 & 1)
         settle(signal);
     return before == (void *)cs_signal_entry ? wish : before;
 }

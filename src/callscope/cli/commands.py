@@ -25,6 +25,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("tree", "tree", "Who called whom, nested, with times."),
         Command("calls", "calls", "Every call, one a line."),
         Command("info", "info", "What was recorded, and how completely."),
+        Command("crash", "crash", "What happened when the program crashed."),
         Command("modules", "modules", "Programs and libraries as they were loaded and unloaded."),
         Command("graph", "graph", "Callers and callees of functions, added up; to draw, too."),
         Command("diff", "diff", "What one trace has otherwise than another, and where they part."),

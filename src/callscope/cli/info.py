@@ -9,6 +9,7 @@ import click
 from callscope.cli.options import open_trace_database, trace_argument
 from callscope.cli.output import Output, output_options
 from callscope.reports import info as report
+from callscope.reports.crash import count_crashes
 
 
 @click.command()
@@ -20,7 +21,7 @@ def info(trace: Path, output: Output) -> None:
     TRACE is a directory that `callscope record` wrote, the newest *.trace here when left out.
     """
     with open_trace_database(trace) as database:
-        facts = report.info(database)
+        facts = report.info(database, count_crashes(trace))
         if output.json:
             output.write_json(facts)
         else:

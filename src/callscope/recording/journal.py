@@ -12,6 +12,9 @@ import numpy as np
 
 from callscope import format as records
 
+_NEAR_BYTES = 2048
+"""of the stack, in which a return address of a trampoline may lie"""
+
 
 @dataclass
 class JournalSummary:
@@ -20,7 +23,9 @@ class JournalSummary:
     processes: how many had an agent. execs: how often one became another program. notes: what agents complained of,
     without repeats, in order. refused: by module path, patches left out because the code in memory was not the file's.
     untraced: paths of modules without a plan, in order of loading. faults: by process, the exception that ended it on
-    Windows, as far as one can tell.
+    Windows, as far as one can tell. crashes: how many on Linux, without faults that the program handled. crash_places:
+    addresses where faults happened, or that the stack held just there. regions: the first function id of each image,
+    and where its trampolines lay.
     """
 
     processes: int = 0
@@ -30,6 +35,12 @@ class JournalSummary:
     refused: dict[str, int] = field(default_factory=dict)
     untraced: list[str] = field(default_factory=list)
     faults: dict[int, int] = field(default_factory=dict)
+    crash_places: list[int] = field(default_factory=list)
+    regions: list[tuple[int, range]] = field(default_factory=list)
+
+    def crashed_regions(self) -> set[int]:
+        """The first function ids of images in whose trampolines a crash may have happened."""
+        return {id_base for id_base, region in self.regions if any(place in region for place in self.crash_places)}
 
 
 def summarise_journal(path: Path) -> JournalSummary:
@@ -58,11 +69,7 @@ def _add(summary: JournalSummary, kind: int, process: int, payload: bytes) -> No
         else:
             summary.processes += 1
     elif kind == records.JOURNAL_CRASH:
-        summary.crashes += 1
-        if len(payload) >= records.CRASH.itemsize:
-            crash = np.frombuffer(payload, records.CRASH, 1)[0]
-            if crash["system"] == records.CRASH_WINDOWS:
-                summary.faults[process] = int(crash["code"])
+        _add_crash(summary, process, payload)
     elif kind == records.JOURNAL_PROCESS_END:
         summary.faults.pop(process, None)
     elif kind == records.JOURNAL_NOTE and len(payload) >= records.TEXT_PAYLOAD.itemsize:
@@ -76,5 +83,23 @@ def _add(summary: JournalSummary, kind: int, process: int, payload: bytes) -> No
         traced = bool(int(module["module_flags"]) & records.MODULE_TRACED)
         if not traced and path.startswith("/") and path not in summary.untraced:
             summary.untraced.append(path)
+        if traced:
+            region = int(module["region"])
+            summary.regions.append((int(module["id_base"]), range(region, region + int(module["region_bytes"]))))
         if module["patch_refused"]:
             summary.refused[path] = max(summary.refused.get(path, 0), int(module["patch_refused"]))
+
+
+def _add_crash(summary: JournalSummary, process: int, payload: bytes) -> None:
+    if len(payload) < records.CRASH.itemsize:
+        return
+    crash = np.frombuffer(payload, records.CRASH, 1)[0]
+    flags = int(crash["crash_flags"])
+    if crash["system"] == records.CRASH_WINDOWS:
+        summary.faults[process] = int(crash["code"])
+    elif not flags & records.CRASH_HANDLED or flags & records.CRASH_AT_EXIT:
+        summary.crashes += 1
+    vector = (int(crash["vector_bytes"]) + 7) & ~7
+    size = min(int(crash["stack_bytes"]), _NEAR_BYTES) & ~7
+    stack = payload[records.CRASH.itemsize + vector :][:size]
+    summary.crash_places += [int(crash["rip"]), *np.frombuffer(stack[: len(stack) & ~7], "<u8").tolist()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -122,6 +122,16 @@ class Plans:
             futures = list(self._images.values())
         done = [future.result() for future in futures if future.done() and future.exception() is None]
         return sorted(done, key=lambda image: image.id_base)
+
+    def keep(self, id_bases: Collection[int]) -> None:
+        """Copy the plans of some images, by their first function ids, into the trace: a crash in a trampoline is
+        understood with them only.
+        """
+        for image in self.images():
+            if image.id_base in id_bases:
+                with suppress(OSError):
+                    shutil.copyfile(image.files.plan, self._session.plans / image.files.plan.name)
+                    (self._session.plans / image.files.plan.name).chmod(0o600)
 
     def _unpacked_file(self, module: Module) -> Path:
         """Where the memory of a program that unpacks itself is written. Raises PlanError."""

@@ -147,13 +147,15 @@ def finish(options: RecordOptions, session: Session, plans: Plans, seconds: floa
     """Complete the trace and sum it up."""
     survivors = find_survivors(session.events)
     session.finish(status, trim=not survivors)
+    journal = summarise_journal(session.directory / JOURNAL_NAME)
+    plans.keep(journal.crashed_regions())
     return RecordResult(
         options=options,
         trace=session.directory,
         exit_status=status,
         seconds=seconds,
         counts=count_events(session.events),
-        journal=summarise_journal(session.directory / JOURNAL_NAME),
+        journal=journal,
         size=disk_bytes(session.directory),
         images=plans.images(),
         chosen=plans.chosen_counts,

@@ -27,7 +27,7 @@ def summary_lines(result: RecordResult, reported: bool = False) -> list[str]:
     """
     lines = [
         f"{shorten(result.trace)}: {figures(result)}",
-        *ending(result.exit_status),
+        *ending(result),
         *faults(result),
         *coverage(result),
         *losses(result),
@@ -55,18 +55,23 @@ def figures(result: RecordResult) -> str:
     )
 
 
-def ending(status: int) -> Iterator[str]:
-    """The signal that ended the program, if one did."""
-    if status > 128:
-        with suppress(ValueError):
-            yield f"the program was ended by {signal.Signals(status - 128).name}"
+def ending(result: RecordResult) -> Iterator[str]:
+    """The signal that ended the program, if one did, and where to read about it."""
+    known = f"callscope crash {shlex.quote(shorten(result.trace))}" if result.journal.crashes else None
+    with suppress(ValueError):
+        if result.exit_status > 128:
+            name = signal.Signals(result.exit_status - 128).name
+            yield f"the program was ended by {name}" + (f": {known}" if known else "")
+            return
+    if known:
+        yield f"a fault ended {'a process' if not result.exit_status else 'the program'}: {known}"
 
 
 def faults(result: RecordResult) -> Iterator[str]:
     """The exceptions that ended Windows programs."""
     for code in dict.fromkeys(result.journal.faults.values()):
         trace = shlex.quote(shorten(result.trace))
-        yield f"the program was ended by exception {code:#x}: callscope info {trace} says where"
+        yield f"the program was ended by exception {code:#x}: callscope crash {trace}"
 
 
 def coverage(result: RecordResult) -> list[str]:

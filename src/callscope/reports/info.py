@@ -38,13 +38,13 @@ MOST_LISTED = 20
 """Modules and processes shown as text; JSON has all."""
 
 
-def info(database: Database) -> dict[str, Any]:
+def info(database: Database, crashes: int = 0) -> dict[str, Any]:
     """Everything about a session that is no call. Times in nanoseconds; sizes in bytes of disk.
 
     fault: the exception that ended a Windows program, if one did. last_at_work: of a program that a signal or it ended,
     see `last_at_work`. processes: one that replaced its program by exec is there once for each program. modules: each
-    traced image once, with its coverage (places patched of those found, by kind), functions called and calls. rejected:
-    images that should have been traced and could not, with reasons.
+    traced image once, with its coverage (places patched of those found, by kind), functions called and calls. crashes:
+    as given, how many processes crashed. rejected: images that should have been traced and could not, with reasons.
     """
     session, meta, fault = checked(database.session), database.meta, last_fault(database)
     counts = database.rows(
@@ -62,6 +62,7 @@ def info(database: Database) -> dict[str, Any]:
         "duration_ns": meta.get("duration_ns"),
         "exit_status": session["exit_status"],
         "main_pid": session["main_pid"],
+        "crashes": crashes,
         "fault": None if fault is None else {"code": fault.fields["code"], "tid": fault.tid},
         "last_at_work": last_at_work(database, fault) if fault or (session["exit_status"] or 0) > SIGNALLED else None,
         "clock": "tsc" if database.has_clock else "none",
@@ -131,6 +132,7 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
         "Started": facts["started"],
         "Duration": duration(facts["duration_ns"]).strip() if facts["duration_ns"] else None,
         "Ended": _ending(facts),
+        "Crash": f"callscope crash {shlex.quote(facts['trace'])} says where and why" if facts["crashes"] else None,
         "At work": _at_work(facts["last_at_work"], facts["modules"]),
         "Clock": _clock(facts),
         "Options": _options(facts["options"]),

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callscope import format as records
-from callscope.trace.journal import ModuleLoad, ModuleUnload, ProcessStart, Record, Text
+from callscope.trace.journal import Crash, ModuleLoad, ModuleUnload, ProcessStart, Record, Text, ThreadCreated
 
 CAUSES = {records.CAUSE_LAUNCH: "launch", records.CAUSE_EXEC: "exec", records.CAUSE_FORK: "fork"}
+_OF_THREADS = (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_THREAD_CREATED)
 MOST_MODULES = 1 << 16
 """modules of one process that are followed"""
 
@@ -22,7 +23,7 @@ class Module:
 
     base: absolute address of its first byte. span: bytes. id_base: function id of its first function, 0 when it is not
     traced. load_tsc, unload_tsc: ticks; unload_tsc None: to the process's end. A module that a fork inherited has the
-    parent's load_tsc.
+    parent's load_tsc. region, region_bytes: where its trampolines lie.
     """
 
     process: int
@@ -37,6 +38,8 @@ class Module:
     flags: int
     load_tsc: int
     unload_tsc: int | None = None
+    region: int = 0
+    region_bytes: int = 0
 
     @property
     def is_traced(self) -> bool:
@@ -66,7 +69,10 @@ class Process:
 
 @dataclass
 class Thread:
-    """A thread; number: in the session, from 1. start_tsc, end_tsc: ticks; None when not recorded."""
+    """A thread; number: in the session, from 1. start_tsc, end_tsc: ticks; None when not recorded.
+
+    created: who made it, and from which call; None when not recorded.
+    """
 
     number: int
     process: int
@@ -75,6 +81,7 @@ class Thread:
     name: str = ""
     start_tsc: int | None = None
     end_tsc: int | None = None
+    created: ThreadCreated | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,12 @@ class Note:
 
 @dataclass(frozen=True)
 class History:
-    """What happened beside calls. processes, threads: by number."""
+    """What happened beside calls. processes, threads: by number. crashes: in order of time."""
 
     processes: dict[int, Process]
     threads: dict[int, Thread]
     notes: list[Note]
+    crashes: list[Crash] = field(default_factory=list)
 
 
 def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: list[str]) -> History:
@@ -118,16 +126,10 @@ def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: 
             _unload(process, record)
         elif record.kind == records.JOURNAL_PROCESS_END and process:
             process.end_tsc = record.tsc
-        elif record.kind in (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END) and record.thread and process:
-            thread = history.threads.setdefault(
-                record.thread, Thread(record.thread, process.number, record.pid, record.tid)
-            )
-            if isinstance(record, Text):
-                thread.name = record.text or thread.name
-            if record.kind == records.JOURNAL_THREAD_START:
-                thread.start_tsc = record.tsc if thread.start_tsc is None else thread.start_tsc
-            else:
-                thread.end_tsc = record.tsc
+        elif isinstance(record, Crash):
+            history.crashes.append(record)
+        elif record.kind in _OF_THREADS and record.thread and process:
+            _note_thread(history, process, record)
         elif isinstance(record, Text):
             history.notes.append(Note(record.kind, record.tsc, number, record.tid, record.code, record.text))
     warnings += [
@@ -136,6 +138,19 @@ def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: 
     ]
     _add_chunks(history, chunks)
     return history
+
+
+def _note_thread(history: History, process: Process, record: Record) -> None:
+    """A thread began, was named, or ended."""
+    thread = history.threads.setdefault(record.thread, Thread(record.thread, process.number, record.pid, record.tid))
+    if isinstance(record, Text):
+        thread.name = record.text or thread.name
+    if isinstance(record, ThreadCreated):
+        thread.created = record
+    elif record.kind == records.JOURNAL_THREAD_START:
+        thread.start_tsc = record.tsc if thread.start_tsc is None else thread.start_tsc
+    else:
+        thread.end_tsc = record.tsc
 
 
 def _process(history: History, number: int, pid: int) -> Process:
@@ -184,6 +199,8 @@ def _load(process: Process, record: ModuleLoad, crowded: set[int]) -> None:
             patch_refused=record.patch_refused,
             flags=record.module_flags,
             load_tsc=record.tsc,
+            region=record.region,
+            region_bytes=record.region_bytes,
         )
     )
 
