@@ -30,7 +30,7 @@ def test_a_crash_loses_nothing_and_says_where_it_was(windows: Windows, crashed: 
     trace, said = crashed
     program = windows.programs["mingw"]
     assert calls_of(trace, program, "fib") == FIB_15_CALLS
-    assert "the program was ended by exception 0xc0000005: callscope info" in said
+    assert "the program was ended by exception 0xc0000005: callscope crash" in said
     told = json.loads(callscope(["info", "--format", "json", trace], windows.cache).output)
     assert told["fault"]["code"] == ACCESS_VIOLATION
     assert told["last_at_work"]["functions"][-1]["function"] == "faulty()"
