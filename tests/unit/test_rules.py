@@ -1,6 +1,7 @@
 """Which modules and functions a recording traces."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,19 @@ def rules(
 def chosen(rules: Rules, path: str = GIT, is_main: bool = True) -> list[int] | None:
     found = rules.choose(path, is_main, FUNCTIONS)
     return None if found is None else np.flatnonzero(found).tolist()
+
+
+def test_functions_by_their_entry_in_the_exception_directory() -> None:
+    functions = replace(FUNCTIONS, entries=lambda: [int(FUNCTIONS.rvas[2]) + 1, int(FUNCTIONS.rvas[0])])
+    every = set(range(len(FUNCTIONS.rvas)))
+    for ordinal, excluded in ((0, {2, 5}), (1, {0})):  # 5 is a part of 2
+        found = rules(excludes=[f"pdata:{ordinal}"]).choose(GIT, True, functions)
+        assert found is not None
+        assert every - set(np.flatnonzero(found).tolist()) == excluded
+    missing = rules(excludes=["pdata:2", "libc*!pdata:0"])
+    found = missing.choose(GIT, True, functions)
+    assert found is not None and found.all()
+    assert missing.unmatched() == ["--exclude pdata:2", "--exclude libc*!pdata:0"]
 
 
 def test_the_program_itself_is_the_default() -> None:

@@ -107,6 +107,12 @@ class PeImage:
         return in_sections(self.code_sections, rvas)
 
     @cached_property
+    def exception_entries(self) -> NDArray[np.int64]:
+        """The exception directory as it is: (begin, end, unwind information), i8 (n, 3)."""
+        raw = self.read(*self.directory(pe.EXCEPTION)) if self.directory(pe.EXCEPTION)[1] else b""
+        return np.frombuffer(raw[: len(raw) // 12 * 12], "<u4").reshape(-1, 3).astype(np.int64)
+
+    @cached_property
     def imports(self) -> list[pe_tables.Import]:
         """What it imports by name or number, delayed imports included."""
         return pe_tables.read_imports(self.read, self.directory(pe.IMPORT), self.directory(pe.DELAY_IMPORT))
@@ -185,8 +191,7 @@ def pe_functions(image: PeImage) -> NDArray[np.int64]:
 
     Sorted by begin; those outside code, empty or overlapping the one before are left out.
     """
-    raw = image.read(*image.directory(pe.EXCEPTION)) if image.directory(pe.EXCEPTION)[1] else b""
-    entries = np.frombuffer(raw[: len(raw) // 12 * 12], "<u4").reshape(-1, 3).astype(np.int64)
+    entries = image.exception_entries
     entries = entries[(entries[:, 0] > 0) & (entries[:, 1] > entries[:, 0])]
     entries = entries[image.in_code(entries[:, 0]) & image.in_code(entries[:, 1] - 1)]
     entries = entries[np.argsort(entries[:, 0], kind="stable")]

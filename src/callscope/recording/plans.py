@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from callscope import format as records
 from callscope.binary.open import open_image, read_build_id
+from callscope.binary.pe import PeImage
 from callscope.binary.symbols import open_symbols
 from callscope.errors import CallscopeError, PlanError
 from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME
@@ -217,6 +218,7 @@ class Plans:
             functions["owner"],
             open_image(image.source).base,
             lambda: open_symbols(image.source).names(rvas),
+            lambda: exception_entries(image.source),
         )
         chosen = self.rules.choose(module.path, module.is_main, known)
         path = None
@@ -239,6 +241,12 @@ class Plans:
             self._rejected.add(path)
         with suppress(OSError):
             self._session.update(lambda state: state["rejected"].append({"path": path, "reason": reason}))
+
+
+def exception_entries(path: str) -> list[int]:
+    """Where the entries of an image's exception directory begin; none in ELF files."""
+    image = open_image(path)
+    return image.exception_entries[:, 0].tolist() if isinstance(image, PeImage) else []
 
 
 def is_untraceable(path: str) -> bool:

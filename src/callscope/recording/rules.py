@@ -1,7 +1,8 @@
 """Which modules and functions a recording traces.
 
     module rule      a glob on a module's file name or path; `main` is the program itself, `all` every module
-    function rule    a glob on a function's name, `0x1a2b0` an address in it, `git+0x1a2b0` its name without symbols;
+    function rule    a glob on a function's name, `0x1a2b0` an address in it, `git+0x1a2b0` its name without symbols,
+                     `pdata:17` the function of entry 17, from 0, in a PE image's exception directory (.pdata);
                      `MODULE!` before it limits it to the modules that glob matches
 
 Globs are those of `callscope.globs`.
@@ -14,7 +15,7 @@ whatever the order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -35,7 +36,7 @@ class Functions:
 
     rvas, sizes: bytes, u4 or wider. owners: index of the function that each is a part of, its own for a whole one.
     base: the address the file gives its first byte. names: called at most once, for the names of `rvas` (None where
-    there is no symbol).
+    there is no symbol). entries: where the entries of its exception directory begin, in their order.
     """
 
     rvas: NDArray[np.unsignedinteger]
@@ -43,15 +44,17 @@ class Functions:
     owners: NDArray[np.unsignedinteger]
     base: int
     names: Callable[[], Sequence[str | None]]
+    entries: Callable[[], Sequence[int]] = tuple
 
 
 @dataclass
 class FunctionRule:
-    """One function rule: a glob, or the address in it. `matched` turns true when a function of some module matched."""
+    """One function rule: a glob, or the address or ordinal in it. `matched` turns true when a function of some module matched."""
 
     text: str
     glob: NameGlob
     address: int | None
+    ordinal: int | None = None
     matched: bool = False
 
     @staticmethod
@@ -63,7 +66,10 @@ class FunctionRule:
                 f"{text!r} is no function rule: write FUNCTION, MODULE!FUNCTION or an address such as 0x1a2b0"
             )
         is_address = re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", glob.name)
-        return FunctionRule(text, glob, int(glob.name, 16) if is_address else None)
+        ordinal = re.fullmatch(r"pdata:([0-9]{1,9})", glob.name)
+        return FunctionRule(
+            text, glob, int(glob.name, 16) if is_address else None, int(ordinal[1]) if ordinal else None
+        )
 
 
 @dataclass
@@ -140,11 +146,19 @@ class _Matcher:
 
     def _match(self, rule: FunctionRule) -> NDArray[np.bool_]:
         functions = self.functions
+        if rule.ordinal is not None:
+            entries = functions.entries()
+            return self._around(entries[rule.ordinal : rule.ordinal + 1])
         if rule.address is None:
             matches = rule.glob.matches_name
             return np.fromiter((any(map(matches, names)) for names in self.names), bool, len(functions.rvas))
+        return self._around({rule.address, rule.address - functions.base})
+
+    def _around(self, addresses: Iterable[int]) -> NDArray[np.bool_]:
+        """Which functions any of these relative addresses lies in."""
+        functions = self.functions
         found = np.zeros(len(functions.rvas), bool)
-        for address in {rule.address, rule.address - functions.base}:
+        for address in addresses:
             if not 0 <= address < 1 << 62:
                 continue
             offset = np.int64(address) - functions.rvas.astype(np.int64)
