@@ -160,6 +160,18 @@ static void write_word(uint8_t *place, uint64_t word, uint32_t length, bool whol
             place[i] = (uint8_t)(word >> 8 * i);
 }
 
+void cs_plan_revert(const struct cs_plan *plan, uint8_t *image, int64_t shift) {
+    for (uint32_t i = 0; i < plan->header->patch_count; i++) {
+        const struct cs_patch *patch = &plan->patches[i];
+        uint8_t new[8];
+        __builtin_memcpy(new, patch->new, sizeof new);
+        if (patch->rel_offset != CS_PATCH_NO_REL)
+            add_to_displacement(new + patch->rel_offset, shift);
+        if (!memcmp(image + patch->rva, new, patch->length))
+            memcpy(image + patch->rva, patch->old, patch->length);
+    }
+}
+
 const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t shift, uint8_t *refused,
                           struct cs_plan_outcome *outcome) {
     const struct cs_plan_header *header = plan->header;

@@ -38,4 +38,7 @@ void cs_plan_write_stubs(uint8_t *region, uint32_t id_base, const uint64_t routi
 const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t shift, uint8_t *refused,
                           struct cs_plan_outcome *outcome);
 
+/* Write back what `cs_plan_apply` overwrote with the same shift. What has changed since is left as it is. */
+void cs_plan_revert(const struct cs_plan *plan, uint8_t *image, int64_t shift);
+
 #endif

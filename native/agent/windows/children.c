@@ -44,7 +44,8 @@ static NTSTATUS NTAPI create_with_agent(HANDLE *process, HANDLE *thread, ACCESS_
                  thread_flags | THREAD_CREATE_SUSPENDED, parameters, create_info, attributes);
     if (status < 0)
         return status;
-    inject(*process, *thread);
+    if (!cs_detached)
+        inject(*process, *thread);
     if (!(thread_flags & THREAD_CREATE_SUSPENDED))
         NtResumeThread(*thread, NULL);
     return status;
@@ -53,6 +54,10 @@ static NTSTATUS NTAPI create_with_agent(HANDLE *process, HANDLE *thread, ACCESS_
 void cs_children_follow(void) {
     struct cs_image image;
     uint32_t bytes = 0;
+    if (original) {
+        fill_injection();
+        return;
+    }
     HMODULE library = GetModuleHandleW(L"kernelbase.dll");
     original = (create_process *)(void *)GetProcAddress(GetModuleHandleW(L"ntdll.dll"), "NtCreateUserProcess");
     if (!library || !original || !cs_image_read(&image, (uint8_t *)library, 0x7fffffff) || !fill_injection())

@@ -106,7 +106,7 @@ static void write(const struct cs_block *block) {
 }
 
 static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault) {
-    if (!is_fault(fault->ExceptionRecord->ExceptionCode) || !cs_session.events)
+    if (!is_fault(fault->ExceptionRecord->ExceptionCode) || cs_detached)
         return NOT_HANDLED_HERE;
     uint32_t nobody = 0;
     while (!__atomic_compare_exchange_n(&writer, &nobody, cs_system_tid(), false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
@@ -125,5 +125,8 @@ static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault) {
 }
 
 void cs_crash_watch(void) {
-    RtlAddVectoredExceptionHandler(FALSE /* behind the program's own */, on_fault);
+    static void *handler;
+    place = 0;
+    if (!handler)
+        handler = RtlAddVectoredExceptionHandler(FALSE /* behind the program's own */, on_fault);
 }

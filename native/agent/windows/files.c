@@ -111,6 +111,12 @@ void cs_session_files_close(void) {
     }
 }
 
+void cs_session_file_unmap(const struct cs_shared_file *file) {
+    for (uint64_t window = 0; file->base && window * file->window < file->bytes; window++)
+        if (file->opened[window / 64] >> window % 64 & 1)
+            NtUnmapViewOfSection(CS_SELF, file->base + window * file->window);
+}
+
 uint64_t cs_session_disk_free(void) {
     FILE_FS_SIZE_INFORMATION information;
     IO_STATUS_BLOCK status;

@@ -101,7 +101,7 @@ static void leave(const uint8_t *base) {
 
 static VOID CALLBACK notified(ULONG reason, const struct cs_loader_notice *notice, void *context) {
     (void)context;
-    if (!cs_session.events)
+    if (cs_detached)
         return;
     cs_mute();
     cs_lock(&cs_session.process->module_lock);
@@ -114,13 +114,17 @@ static VOID CALLBACK notified(ULONG reason, const struct cs_loader_notice *notic
     cs_unmute();
 }
 
+void cs_loader_forget(void) {
+    cs_module_count = 0;
+}
+
 void cs_loader_start(void) {
     ULONG_PTR cookie = 0;
-    void *registration;
+    static void *registration;
     const struct cs_loader_data *data = (const struct cs_loader_data *)NtCurrentTeb()->ProcessEnvironmentBlock->Ldr;
     LdrLockLoaderLock(0, NULL, &cookie);
     cs_lock(&cs_session.process->module_lock);
-    if (LdrRegisterDllNotification(0, notified, NULL, &registration))
+    if (!registration && LdrRegisterDllNotification(0, notified, NULL, &registration))
         cs_note(CS_NOTE_NO_LOADER_HOOK, "modules loaded later stay unknown: the loader cannot be watched");
     for (const LIST_ENTRY *entry = data->modules.Flink; entry != &data->modules; entry = entry->Flink) {
         const struct cs_loaded *loaded = (const struct cs_loaded *)entry;

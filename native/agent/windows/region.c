@@ -91,6 +91,21 @@ static bool protect_text(const struct cs_plan *plan, const struct cs_image *imag
     return true;
 }
 
+/* The plans of patched modules, by their place in the table, with the files they lie in: detaching needs them again. */
+static struct applied {
+    struct cs_plan plan;
+    int64_t shift;
+} applied[CS_MODULE_LIMIT];
+
+static struct applied *applied_to(const struct cs_module *module) {
+    return &applied[module - cs_modules];
+}
+
+static void forget_plan(const struct cs_module *module) {
+    cs_file_unview((const uint8_t *)applied_to(module)->plan.header);
+    applied_to(module)->plan.header = NULL;
+}
+
 static const char *write_patches(const struct cs_plan *plan, const struct cs_image *image, const uint8_t *region,
                                  struct cs_plan_outcome *outcome) {
     const struct cs_plan_header *header = plan->header;
@@ -132,6 +147,7 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
         drop_region(region, header->frames, header->frames_bytes);
         return reason;
     }
+    *applied_to(module) = (struct applied){*plan, region - image->base - header->delta};
     module->flags |= CS_MODULE_TRACED;
     module->id_base = id_base;
     module->function_count = header->function_count;
@@ -161,25 +177,50 @@ const char *cs_region_apply(struct cs_module *module, const struct cs_image *ima
     }
     if (!reason)
         reason = apply(module, image, &plan, reply->id_base);
-    cs_file_unview(file);
+    if (reason)
+        cs_file_unview(file);
     cs_file_unview(chosen);
     return reason;
 }
 
 void cs_region_release(struct cs_module *module) {
-    if (module->region)
+    if (module->region) {
+        forget_plan(module);
         drop_region(module->region, module->frames, module->frames_bytes);
+    }
     module->region = NULL;
+}
+
+static void turn_off(uint8_t *region) {
+    ULONG old;
+    if (!protect(region, CS_PLAN_PAGE, PAGE_EXECUTE_READWRITE, &old))
+        return;
+    for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++)
+        __atomic_store_n((uint64_t *)(region + CS_STUB_POINTERS) + slot, (uint64_t)cs_off, __ATOMIC_RELEASE);
+    protect(region, CS_PLAN_PAGE, old, &old);
+}
+
+/* Give the module its own code again; where that cannot be, its patches stay and lead past the agent. */
+static void take_back(const struct cs_module *module) {
+    struct applied *own = applied_to(module);
+    struct cs_image image = {.base = (uint8_t *)module->base, .span = module->span};
+    ULONG *old = (ULONG *)cs_system_memory(own->plan.header->text_count * sizeof(ULONG) + 1);
+    if (old && protect_text(&own->plan, &image, true, old)) {
+        if (cs_threads_stop(&own->plan, image.base, NULL))
+            cs_plan_revert(&own->plan, image.base, own->shift);
+        cs_threads_go_on();
+        protect_text(&own->plan, &image, false, old);
+    }
+    if (old)
+        cs_system_release(old, 0);
+    forget_plan(module);
 }
 
 void cs_regions_off(void) {
     for (uint32_t i = 0; i < cs_module_count; i++) {
-        uint8_t *region = cs_modules[i].region;
-        ULONG old;
-        if (!cs_modules[i].handle || !region || !protect(region, CS_PLAN_PAGE, PAGE_EXECUTE_READWRITE, &old))
+        if (!cs_modules[i].handle || !cs_modules[i].region)
             continue;
-        for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++)
-            __atomic_store_n((uint64_t *)(region + CS_STUB_POINTERS) + slot, (uint64_t)cs_off, __ATOMIC_RELEASE);
-        protect(region, CS_PLAN_PAGE, old, &old);
+        turn_off(cs_modules[i].region);
+        take_back(&cs_modules[i]);
     }
 }

@@ -7,11 +7,16 @@
 /* Where the session's files lie: far from everything, for trampolines need the space near modules. */
 #define EVENTS_ADDRESS 0x400000000000ull
 #define JOURNAL_ADDRESS 0x3ff000000000ull
+/* Each session after a detachment has its own addresses: threads may still be about to write to an older one. */
+#define EVENTS_STRIDE 0x20000000000ull
+#define JOURNAL_STRIDE 0x100000000ull
+#define PLACES 8u
 #define UNBOUND 0x7fffffff /* what entry.S has where the slots' place belongs */
 /* Vector and floating point registers: x87, SSE, AVX, AVX-512 (Intel SDM volume 1, 13.1). */
 #define XSAVE_STATES 0xe7u
 
 struct cs_start cs_start_options;
+bool cs_detached;
 uint32_t cs_xsave_mask;
 
 enum cs_outcome { STARTED, ALREADY_STARTED, NO_SLOTS, OLD_PROCESSOR, NO_SESSION };
@@ -84,8 +89,13 @@ static void describe_program(void) {
     cs_session.command_bytes = split_command(cs_session.command);
 }
 
+/* Of another session than before, all threads find their blocks empty, as in a child of fork. */
 static bool prepare_blocks(void) {
-    uint8_t *memory = cs_system_memory((THREAD_LIMIT + 1ull) * sizeof(struct cs_block));
+    uint64_t bytes = (THREAD_LIMIT + 1ull) * sizeof(struct cs_block);
+    uint8_t *memory = cs_session.process ? (uint8_t *)cs_session.process : cs_system_memory(bytes);
+    if (cs_session.process)
+        memset(memory, 0, bytes);
+    cs_session.last_process = cs_session.highest_block = cs_session.notes_given = 0;
     _Static_assert(sizeof(struct cs_process) <= sizeof(struct cs_block), "the facts take the first block's place");
     cs_session.process = (struct cs_process *)memory;
     cs_session.blocks = (struct cs_block *)memory + 1;
@@ -94,28 +104,44 @@ static bool prepare_blocks(void) {
 }
 
 static bool open_session(void) {
+    static struct {
+        struct cs_shared_file events, journal;
+    } earlier[PLACES];
+    static uint32_t place;
     uint64_t events_bytes, journal_bytes;
-    if (cs_session_file("/events", EVENTS_ADDRESS, &events_bytes) &&
-        cs_session_file("/journal", JOURNAL_ADDRESS, &journal_bytes) && prepare_blocks() &&
-        cs_session_open((uint8_t *)EVENTS_ADDRESS, events_bytes, (uint8_t *)JOURNAL_ADDRESS, journal_bytes))
+    if (cs_session.events) {
+        earlier[place].events = cs_session.events_file;
+        earlier[place].journal = cs_session.journal_file;
+        cs_session_files_close();
+        place = (place + 1) % PLACES;
+        cs_session_file_unmap(&earlier[place].events);
+        cs_session_file_unmap(&earlier[place].journal);
+    }
+    uint64_t events = EVENTS_ADDRESS + place * EVENTS_STRIDE, journal = JOURNAL_ADDRESS + place * JOURNAL_STRIDE;
+    memset(&cs_session.events_file, 0, sizeof cs_session.events_file);
+    memset(&cs_session.journal_file, 0, sizeof cs_session.journal_file);
+    if (cs_session_file("/events", events, &events_bytes) && cs_session_file("/journal", journal, &journal_bytes) &&
+        prepare_blocks() && cs_session_open((uint8_t *)events, events_bytes, (uint8_t *)journal, journal_bytes))
         return true;
     cs_session_files_close();
     cs_session.events = NULL;
     return false;
 }
 
-/* Called by what was injected (inject.h), once, when the loader has initialised the program's libraries. */
+static uint32_t started;
+
+/* Called by what was injected (inject.h) when the loader has initialised the program's libraries. */
 __declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
-    static uint32_t started;
     if (__atomic_exchange_n(&started, 1, __ATOMIC_ACQ_REL))
         return ALREADY_STARTED;
     cs_start_options = *options;
     if (!find_vector_states())
         return OLD_PROCESSOR;
-    if (!cs_slots_take() || !bind_routines())
+    if (!cs_session.process && (!cs_slots_take() || !bind_routines()))
         return NO_SLOTS;
     if (!open_session())
         return NO_SESSION;
+    cs_detached = false;
     cs_mute(); /* the agent's own calls are none of the program's */
     describe_program();
     cs_session.namespace_id = 1; /* process ids are the system's */
@@ -129,13 +155,16 @@ __declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
     return STARTED;
 }
 
-/* Record no more. The trampolines stay, as threads may be in them. */
+/* Record no more, until the next start. */
 __declspec(dllexport) DWORD callscope_stop(void) {
-    if (!cs_session.events)
+    if (!started || !cs_session.events || cs_detached)
         return NO_SESSION;
     cs_lock(&cs_session.process->module_lock);
+    cs_detached = true;
     cs_regions_off();
+    cs_loader_forget();
     cs_unlock(&cs_session.process->module_lock);
+    __atomic_store_n(&started, 0, __ATOMIC_RELEASE);
     return STARTED;
 }
 
@@ -143,7 +172,8 @@ __declspec(dllexport) DWORD callscope_stop(void) {
 BOOL WINAPI DllMainCRTStartup(HINSTANCE library, DWORD reason, void *reserved) {
     if (reason == DLL_PROCESS_ATTACH)
         LdrAddRefDll(1 /* never to be unloaded */, library);
-    if (reason != DLL_PROCESS_DETACH || !reserved || !cs_session.events || cs_session.process->state != 2)
+    if (reason != DLL_PROCESS_DETACH || !reserved || !cs_session.events || cs_detached ||
+        cs_session.process->state != 2)
         return TRUE;
     struct cs_block *own = cs_self()->block;
     cs_session.process->block_lock = 0;

@@ -88,7 +88,7 @@ static bool lead_out(HANDLE thread, const struct cs_plan *plan, const uint8_t *i
     uint64_t rva = context.Rip - (uint64_t)image;
     if (rva >= plan->header->image_span || !patch_around(plan, rva))
         return true;
-    const struct cs_moved *moved = moved_from(plan, rva);
+    const struct cs_moved *moved = region ? moved_from(plan, rva) : NULL;
     if (!moved)
         return false;
     context.Rip = (uint64_t)region + moved->place;

@@ -9,6 +9,8 @@
 
 /* What the agent was started with. */
 extern struct cs_start cs_start_options;
+/* Nothing is recorded: after detaching, until somebody attaches again. */
+extern bool cs_detached;
 
 /* ---- system.c */
 /* Find slots for threads' data; false when the program has taken all. */
@@ -30,6 +32,8 @@ uint64_t cs_file_size(HANDLE file);
 /* A file of the session, to be mapped at `address` piece by piece. */
 bool cs_session_file(const char *name, uint64_t address, uint64_t *bytes);
 void cs_session_files_close(void);
+/* Take a file's mapping away. */
+void cs_session_file_unmap(const struct cs_shared_file *file);
 /* Bytes free where they lie. */
 uint64_t cs_session_disk_free(void);
 /* Map a whole file to be read; NULL when that fails. */
@@ -55,18 +59,22 @@ void cs_ask_end(void);
  * stays as it is. */
 const char *cs_region_apply(struct cs_module *module, const struct cs_image *image, const struct cs_reply *reply);
 void cs_region_release(struct cs_module *module);
-/* Lead all trampolines past the agent. */
+/* Lead all trampolines past the agent, and give the modules their own code again. The regions stay: threads may be in
+ * them. */
 void cs_regions_off(void);
 
 /* ---- threads.c */
 struct cs_plan;
 /* Stop every other thread of the process, none of them inside of what the plan's patches overwrite; and let them go on.
- * False when that cannot be. */
+ * False when that cannot be. `region`: where threads found there are sent; NULL when the patches are to be taken back.
+ */
 bool cs_threads_stop(const struct cs_plan *plan, const uint8_t *image, const uint8_t *region);
 void cs_threads_go_on(void);
 
 /* ---- loader.c */
 void cs_loader_start(void);
+/* All modules are unknown again. */
+void cs_loader_forget(void);
 /* With the module lock held: a module has other contents now, and is asked about again. */
 void cs_loader_renew(struct cs_module *module, const char *path);
 

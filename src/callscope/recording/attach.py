@@ -38,7 +38,7 @@ PATIENCE = 180.0
 
 REMEDIES = {
     "no such process": "see winedbg --command 'info proc' for what Wine runs in this prefix",
-    "traced already": "a process can be attached to once: detach it, or start it again",
+    "traced already": "detach it first, with callscope detach",
 }
 """What to do, by what the launcher says."""
 
@@ -79,7 +79,7 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
                 # The program may end between the look and the call.
                 with suppress(RecordError):
                     launcher(wine, "detach", "--", which)
-        return finish(options, session, plans, time.monotonic() - begin, 0)
+        return finish(options, session, plans, time.monotonic() - begin, 0, left=how.leave)
     except RecordError:
         session.release()
         put_back(directory)

@@ -143,9 +143,11 @@ def run(path: str, command: tuple[str, ...], environment: Mapping[str, str], ses
         return time.monotonic() - begin, status
 
 
-def finish(options: RecordOptions, session: Session, plans: Plans, seconds: float, status: int) -> RecordResult:
-    """Complete the trace and sum it up."""
-    survivors = find_survivors(session.events)
+def finish(
+    options: RecordOptions, session: Session, plans: Plans, seconds: float, status: int, left: bool = False
+) -> RecordResult:
+    """Complete the trace and sum it up. `left`: a process that was attached to goes on writing."""
+    survivors = find_survivors(session.events, attached=left)
     session.finish(status, trim=not survivors)
     journal = summarise_journal(session.directory / JOURNAL_NAME)
     plans.keep(journal.crashed_regions())

@@ -49,7 +49,7 @@ class Functions:
 
 @dataclass
 class FunctionRule:
-    """One function rule: a glob, or the address or ordinal in it. `matched` turns true when a function of some module matched."""
+    """One function rule: a glob, or the address or ordinal in it. matched: a function of some module did."""
 
     text: str
     glob: NameGlob
