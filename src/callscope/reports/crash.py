@@ -26,6 +26,8 @@ from callscope.trace.processes import Module
 
 SIGNALLED: Final = 128
 """An exit status above it is 128 + the signal that ended the program."""
+_BREAKPOINT: Final = (signal.SIGTRAP, 0x80)
+"""Signal and code of a breakpoint instruction: rip is already behind it."""
 _TERMINATE: Final = ("std::terminate()", "__gnu_cxx::__verbose_terminate_handler()")
 _ROUTINES: Final = ("cs_entry", "cs_exit", "cs_tail", "cs_landing", "cs_call_")
 
@@ -111,7 +113,9 @@ def report(trace: Trace, database: Database, crash: Crash, last: int) -> dict[st
         "backtrace": [_frame_json(frame) for frame in frames],
         "backtrace_ends": scene.problem,
         "uncaught_exception": any(frame.function in _TERMINATE for frame in frames),
-        "handled_by_program": bool(fields["crash_flags"] & records.CRASH_HANDLED) or not own,
+        "handled_by_program": bool(fields["crash_flags"] & records.CRASH_HANDLED)
+        or scene.handled is not None
+        or not own,
         "ended_by": _ending(trace, crash, scene, own) if main else None,
         "exit_status": trace.session.get("exit_status") if main else None,
         "open_calls": open_calls(database, crash, at),
@@ -142,7 +146,9 @@ def _scene(trace: Trace, crash: Crash, warnings: list[str]) -> _Scene:
     raw = registers["rip"]
     assert raw is not None
     found = _as_program(trace, unwinder, modules, agent, registers, memory)
-    frames = list(unwinder.walk(found or registers))
+    fields = crash.fields
+    behind = fields["system"] == records.CRASH_LINUX and (fields["code"], fields["detail"]) == _BREAKPOINT
+    frames = list(unwinder.walk(found or registers, exact=not behind))
     same = ("code", "rip", "registers")
     handled = next((c for c in copies[1:] if all(c.fields[name] == crash.fields[name] for name in same)), None)
     return _Scene(crash, found or registers, frames, unwinder.problem, raw if found else None, handled)

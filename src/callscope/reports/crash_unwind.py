@@ -35,6 +35,7 @@ class Image:
     def __init__(self, path: str, build_id: bytes, warnings: list[str]) -> None:
         self.name = Path(path).name or path
         self.frames: FrameTable | None = None
+        self.is_pe = False
         self.symbols: Symbols | None = None
         if not path.startswith("/"):
             return
@@ -42,7 +43,8 @@ class Image:
             if read_build_id(path) != build_id:
                 warnings.append(f"{path} is not the file that was loaded: its frames and names are not known")
                 return
-            self.frames = unwinding(open_image(path)).frames
+            image = open_image(path)
+            self.frames, self.is_pe = unwinding(image).frames, image.is_pe
             self.symbols = open_symbols(path)
         except CallscopeError as error:
             warnings.append(f"frames and names of {path} are not known: {error}")
@@ -82,10 +84,10 @@ class Unwinder:
         self._images: dict[tuple[str, bytes], Image] = {}
         self.problem: str | None = None
 
-    def walk(self, registers: Registers) -> Iterator[Frame]:
-        """The frames from these registers outwards."""
+    def walk(self, registers: Registers, exact: bool = True) -> Iterator[Frame]:
+        """The frames from these registers outwards. exact: rip is that of an instruction, not of the one behind."""
         self.problem = None
-        exact, signal = True, None
+        signal: SignalFrame | None = None
         for _ in range(MOST_FRAMES):
             frame = self.frame(registers, exact, signal)
             if frame is None:
@@ -154,15 +156,21 @@ class Unwinder:
             return None
         place = address if exact else address - 1
         module = self.module_at(place)
-        table = self.image(module).frames if module is not None else None
+        image = self.image(module) if module is not None else None
+        table = image.frames if image is not None else None
         rva = np.array([place - module.base], np.int64) if module is not None else np.zeros(1, np.int64)
         entry = int(table.entries_at(rva)[0]) if table is not None else -1
-        if table is None or entry < 0:
+        if image is None or table is None or entry < 0:
             return self._without_information(registers, exact, module)
         if table.fdes["flags"][entry] & FRAME_SIGNAL:
             return self._through_signal(sp)
         row = int(table.rows_at(rva)[0])
-        return self._apply(table.rows[row], registers, exact) if row >= 0 else None
+        if row < 0:
+            return None
+        saved = table.rows["saved"][row].tolist()
+        if image.is_pe:
+            saved[RETURN_ADDRESS] = -8  # those tables do not say: it is where it always is
+        return self._apply(table.rows[row], saved, registers, exact)
 
     def _through_signal(self, sp: int) -> tuple[Registers, bool, SignalFrame | None] | None:
         frame = signal_frame(self._memory, sp)
@@ -189,13 +197,13 @@ class Unwinder:
         return None
 
     def _apply(
-        self, row: np.void, registers: Registers, exact: bool
+        self, row: np.void, offsets: Sequence[int], registers: Registers, exact: bool
     ) -> tuple[Registers, bool, SignalFrame | None] | None:
         frame = frame_address(row, registers, exact)
         if frame is None:
             self.problem = "a frame's place is not known"
             return None
-        saved = dict(zip((*CALLEE_SAVED, "rip"), row["saved"].tolist(), strict=True))
+        saved = dict(zip((*CALLEE_SAVED, "rip"), offsets, strict=True))
         if saved["rip"] in (SAVED_UNKNOWN, SAVED_SAME):
             return None  # the outermost function
         out: Registers = dict.fromkeys(DWARF)
