@@ -3,6 +3,7 @@
  *   run SESSION RECORDER OFFSET FLAGS -- COMMAND LINE          exit status: the program's
  *   attach SESSION RECORDER OFFSET FLAGS -- PID|NAME           prints {"pid": N}
  *   detach -- PID|NAME
+ *   symbols DIRECTORIES -- IMAGE                               answers what lies where: symbols.c
  *
  * SESSION and RECORDER are directories, OFFSET and FLAGS decimal numbers for cs_start. Paths may be those of Linux,
  * under Wine. Failures go to standard error, those of `run` as a line for people, others as {"error": ...}; the exit
@@ -95,6 +96,8 @@ static int dispatch(void) {
     }
     if (equal(words[0], "attach") && count == 6)
         return cs_attach(&start, rest);
+    if (equal(words[0], "symbols") && count == 3)
+        return cs_symbols(words[1], rest);
     if (equal(words[0], "detach") && count == 2)
         return cs_detach(rest);
     return cs_fail("wrong arguments", NULL);

@@ -20,6 +20,11 @@ int cs_attach(const struct cs_start *start, const WCHAR *which);
 /* Stop the agent there. */
 int cs_detach(const WCHAR *which);
 
+/* Answer what lies where in an image: symbols.c. The exit status. */
+int cs_symbols(const WCHAR *search, const WCHAR *image);
+/* A path of Linux as Wine's programs see it; other paths as they are. */
+const WCHAR *cs_windows_path(const WCHAR *path);
+
 /* The agent's path: beside this program. NULL when it is too long. */
 const WCHAR *cs_agent_path(void);
 /* Make the injection lie in a process; its address there, or NULL. */

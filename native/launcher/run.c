@@ -27,18 +27,23 @@ void *cs_place(HANDLE process, const char *function, const struct cs_start *star
     return place;
 }
 
-/* Under Wine, a program may be given by its path on Linux: Wine would start it as it does its first program, by its
- * path on Windows in quotes. `*path` is changed, and the command line to use returned. */
-static WCHAR *as_on_windows(const WCHAR **path, WCHAR *command, const WCHAR *arguments) {
+const WCHAR *cs_windows_path(const WCHAR *path) {
     static char linux_path[4096];
-    static WCHAR line[0x8000];
     WCHAR *(CDECL * to_windows)(const char *) =
         (void *)GetProcAddress(GetModuleHandleW(L"kernel32.dll"), "wine_get_dos_file_name");
     const WCHAR *found = NULL;
-    if ((*path)[0] == '/' && to_windows &&
-        WideCharToMultiByte(CP_UTF8, 0, *path, -1, linux_path, sizeof linux_path, NULL, NULL))
+    if (path[0] == '/' && to_windows &&
+        WideCharToMultiByte(CP_UTF8, 0, path, -1, linux_path, sizeof linux_path, NULL, NULL))
         found = to_windows(linux_path);
-    if (!found)
+    return found ? found : path;
+}
+
+/* Under Wine, a program may be given by its path on Linux: Wine would start it as it does its first program, by its
+ * path on Windows in quotes. `*path` is changed, and the command line to use returned. */
+static WCHAR *as_on_windows(const WCHAR **path, WCHAR *command, const WCHAR *arguments) {
+    static WCHAR line[0x8000];
+    const WCHAR *found = cs_windows_path(*path);
+    if (found == *path)
         return command;
     *path = found;
     const WCHAR *parts[] = {L"\"", found, *arguments ? L"\" " : L"\"", arguments};

@@ -17,9 +17,11 @@ import numpy as np
 from callscope.binary import elf_headers as elf
 from callscope.binary import pe_headers as pe
 from callscope.binary import pe_tables
+from callscope.binary.dbghelp import DbgHelp, is_chosen
 from callscope.binary.lines import MOST_DEBUG_BYTES, LineTable
 from callscope.binary.pe import PeImage
 from callscope.binary.symbol_tables import STB_GLOBAL, STB_LOCAL, STT_FUNC, SymbolTable
+from callscope.errors import ImageError
 
 SYMBOL_PATH = "_NT_SYMBOL_PATH"
 _STORES = ("srv", "symsrv", "cache")
@@ -48,6 +50,8 @@ def open_pe_lines(image: PeImage, directories: Sequence[Path], problems: list[st
     directories: searched for the PDB first. What belongs to another build or cannot be read is named in `problems`.
     """
     entry = pe_tables.codeview(image.read, image.directory(pe.DEBUG))
+    if is_chosen():
+        return _ask_dbghelp(image, [*directories, image.path.parent, *_symbol_path()], bool(entry), problems)
     guid = str(uuid.UUID(bytes_le=entry[:16])) if entry else ""
     for path in _places(image, entry, directories) if entry else ():
         found = _open(path, problems)
@@ -61,6 +65,16 @@ def open_pe_lines(image: PeImage, directories: Sequence[Path], problems: list[st
         found = _open(image.path, problems)
         return _lines(image.path, found, problems) if found is not None else None
     return None
+
+
+def _ask_dbghelp(image: PeImage, directories: Sequence[Path], has_pdb: bool, problems: list[str]) -> LineTable | None:
+    if not has_pdb and not any(section.name.startswith(_DWARF_SECTION) for section in image.sections):
+        return None
+    try:
+        return LineTable(DbgHelp(image.path, directories), 0, names_all=has_pdb)
+    except ImageError as error:
+        problems.append(str(error))
+        return None
 
 
 def _places(image: PeImage, entry: bytes, directories: Sequence[Path]) -> Iterator[Path]:
