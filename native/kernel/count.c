@@ -3,22 +3,23 @@
 #include "kernel.h"
 #include <stdint.h>
 
-CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[4]);
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[5]);
 
-/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING}. Nothing is counted
- * where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had to stop.
+/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING, CALL}. Nothing is
+ * counted where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had to stop.
  */
-CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[4]) {
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[5]) {
     const uint32_t *words = (const uint32_t *)events;
     uint64_t at = 0, end = bytes / 8;
     while (at < end) {
         uint32_t second = words[2 * at + 1];
         switch (second & CS_EVENT_KIND_MASK) {
         case CS_EVENT_ENTRY:
+        case CS_EVENT_CALL:
             if (at + 2 > end) {
                 return (int64_t)(at * 8);
             }
-            counts[0] += words[2 * at + 2] != 0;
+            counts[(second & CS_EVENT_KIND_MASK) == CS_EVENT_CALL ? 4 : 0] += words[2 * at + 2] != 0;
             at += 2;
             break;
         case CS_EVENT_EXIT:

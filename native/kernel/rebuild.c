@@ -129,6 +129,34 @@ static inline void entry(struct cs_rebuild *s, const uint32_t event[4]) {
     cs_frames_entry(s, sp, event[2], site);
 }
 
+/* The call that a CALL event told of, now that no ENTRY has come in its place. */
+static void settle_call(struct cs_rebuild *s) {
+    s->has_call = false;
+    cs_frames_entry(s, s->call_sp, s->call_function, s->call_site);
+    if (s->in.calls & CS_CALLS_ONCE) {
+        cs_frames_exit(s, s->call_sp); /* when it ended is not known, nor whether calls seen later are its own */
+    }
+}
+
+/* A call site was passed. What is called has an id of its own, behind those of traced functions. */
+static void call(struct cs_rebuild *s, const uint32_t event[4]) {
+    advance(s, event[0]);
+    uint32_t sp = event[1] & ~CS_EVENT_KIND_MASK;
+    if (s->events == 1) {
+        cs_current(s)->near = sp;
+    }
+    uint32_t target = site_of(s, event[2]), site = target == CS_NO_NODE ? target : site_of(s, event[3]);
+    if (site == CS_NO_NODE) {
+        cs_fail(s, CS_REBUILD_NO_MEMORY);
+        return;
+    }
+    s->has_call = true;
+    s->call_sp = sp;
+    s->call_site = site;
+    s->call_return = event[3];
+    s->call_function = CS_LAST_FUNCTION + 1 + target;
+}
+
 static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint64_t left) {
     uint32_t argument = event[1] >> 3, sp = event[1] & ~CS_EVENT_KIND_MASK;
     switch (event[1] & CS_EVENT_KIND_MASK) {
@@ -159,6 +187,22 @@ static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint
     }
 }
 
+/* Whether an event ends the wait of a CALL before it. An ENTRY of what was called does not: it takes the CALL's place. */
+static bool waits_no_more(struct cs_rebuild *s, const uint32_t event[4]) {
+    switch (event[1] & CS_EVENT_KIND_MASK) {
+    case CS_EVENT_ENTRY:
+        s->has_call = (event[1] & ~CS_EVENT_KIND_MASK) != s->call_sp || event[3] != s->call_return;
+        return s->has_call;
+    case CS_EVENT_CALL:
+    case CS_EVENT_EXIT:
+    case CS_EVENT_TAIL:
+    case CS_EVENT_LANDING:
+        return true;
+    default:
+        return false;
+    }
+}
+
 CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64_t length, uint64_t tsc,
                               uint64_t *offset, struct cs_call_rows *rows) {
     if ((s->in.emit && rows == NULL) || *offset > length) {
@@ -183,13 +227,20 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
         }
         uint32_t event[4];
         memcpy(event, bytes + at, 8);
-        if ((event[1] & CS_EVENT_KIND_MASK) == CS_EVENT_ENTRY) {
+        uint32_t kind = event[1] & CS_EVENT_KIND_MASK;
+        if (kind == CS_EVENT_ENTRY || kind == CS_EVENT_CALL) {
             if (length - at < 16) {
                 s->unknown++;
                 at = length;
                 break;
             }
             memcpy(event + 2, bytes + at + 8, 8);
+        }
+        if (s->has_call && waits_no_more(s, event)) {
+            settle_call(s);
+            continue; /* its row may have been the block's last */
+        }
+        if (kind == CS_EVENT_ENTRY) {
             at += 16;
             if (event[2] == 0) {
                 s->unfinished++;
@@ -198,7 +249,14 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
             } else {
                 entry(s, event);
             }
-        } else if ((event[1] & CS_EVENT_KIND_MASK) == CS_EVENT_EXIT) {
+        } else if (kind == CS_EVENT_CALL) {
+            at += 16;
+            if ((event[2] | event[3]) == 0) {
+                s->unfinished++;
+            } else {
+                call(s, event);
+            }
+        } else if (kind == CS_EVENT_EXIT) {
             at += 8;
             advance(s, event[0]);
             cs_frames_exit(s, event[1] & ~CS_EVENT_KIND_MASK);
@@ -220,6 +278,12 @@ CS_EXPORT int cs_rebuild_finish(struct cs_rebuild *s, struct cs_call_rows *rows)
             return CS_REBUILD_BAD_ARGUMENT;
         }
         s->rows = *rows;
+    }
+    if (s->has_call) {
+        if (s->in.emit && s->calls == s->block && s->rows.capacity - s->rows.count < CS_BLOCK_CALLS) {
+            return CS_REBUILD_ROWS_FULL;
+        }
+        settle_call(s);
     }
     if (s->has_time && !s->in.no_clock) {
         uint64_t end = s->in.end_tsc > s->now && s->in.end_tsc - s->now <= s->in.tick_limit ? s->in.end_tsc : s->now;

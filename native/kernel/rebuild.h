@@ -83,6 +83,7 @@ struct cs_rebuild_input {
     const struct cs_late *late; /* second pass: the first one's late values, and what its sites and nodes are called */
     uint64_t late_count;
     const int32_t *site_names, *node_names;
+    const int32_t *target_names; /* by site: the function id of that address as a call's target */
     uint64_t site_count, node_count;
     uint64_t origin_tsc; /* where start_ns is 0 */
     uint64_t tick_limit; /* times further from the origin than this are damaged */
@@ -91,12 +92,16 @@ struct cs_rebuild_input {
     uint32_t no_clock;
     uint32_t learning; /* first pass only: stacks that were left stay open, to see whether they are resumed */
     uint32_t emit;     /* 0: first pass, 1: second pass */
-    uint32_t reserved;
+    uint32_t calls;    /* CS_CALLS_* */
 };
 
 #define CS_TICK_SHIFT 40
 
-/* A call site: a return address in one module. */
+/* cs_rebuild_input.calls */
+enum { CS_CALLS_RECORDED = 1, CS_CALLS_ONCE = 2 };
+
+/* A call site: a return address in one module; or the target of a recorded call, which is the function with the id
+ * LAST_FUNCTION + 1 + the site's index. */
 struct cs_site {
     uint32_t return_address;
     int32_t module;    /* cs_module_span.module, or -1 */

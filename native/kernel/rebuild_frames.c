@@ -175,6 +175,16 @@ struct entry {
     uint8_t can;
 };
 
+/* Whether a function is known only as the target of a recorded call: no event tells its end. */
+static bool is_target(uint32_t function) {
+    return function > CS_LAST_FUNCTION;
+}
+
+static int32_t target_name(const struct cs_rebuild *s, uint32_t function) {
+    uint32_t site = function - CS_LAST_FUNCTION - 1;
+    return site < s->in.site_count ? s->in.target_names[site] : (int32_t)function;
+}
+
 /* Open a frame below `parent`, which may lie in any lane or be null, and is not looked at after the lane has grown. */
 static inline void push(struct cs_rebuild *s, struct cs_lane *lane, const struct entry *e,
                         const struct cs_frame *parent, bool is_gap, uint16_t chain) {
@@ -190,7 +200,7 @@ static inline void push(struct cs_rebuild *s, struct cs_lane *lane, const struct
     if (s->in.emit) {
         uint64_t row = s->rows.count + (call - s->block);
         s->rows.up[row] = (int64_t)up;
-        s->rows.function[row] = (int32_t)e->function;
+        s->rows.function[row] = is_target(e->function) ? target_name(s, e->function) : (int32_t)e->function;
         s->rows.site[row] = e->site < s->in.site_count ? s->in.site_names[e->site] : -1;
         s->rows.start_ns[row] = cs_ns(s, (int64_t)(s->now - s->in.origin_tsc));
         s->rows.depth[row] = (int32_t)depth;
@@ -250,6 +260,12 @@ static bool is_tail_callee(struct cs_rebuild *s, const struct cs_lane *lane, con
                            const struct cs_site_state *site) {
     struct cs_frame *top = top_of(lane);
     bool is_marked = top->marks & CS_FRAME_MARKED;
+    if (is_target(e->function)) {
+        return false; /* recorded at the call */
+    }
+    if (is_target(top->function)) {
+        return top->site == e->site;
+    }
     if (top->site != e->site || (!is_marked && top->can & CS_FUNCTION_TAILS)) {
         return false;
     }
@@ -364,6 +380,8 @@ void cs_frames_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint3
     if (function < s->in.function_limit) {
         e.owner = s->in.function_owner[function];
         e.can = s->in.function_flags[function];
+    } else if (is_target(function)) {
+        e.can = 0;
     }
     struct cs_lane *lane = cs_current(s);
     if (lane->count != 0) {
@@ -402,7 +420,7 @@ static struct cs_frame *go_to_frame(struct cs_rebuild *s, uint32_t sp) {
     }
     struct cs_place place = cs_lanes_of_frame(s, sp);
     if (place.parent < 0) {
-        s->unmatched++;
+        s->unmatched += !s->in.calls; /* else it may be where a call returned whose own EXIT was seen */
         drop_below(s, sp);
         return NULL;
     }
@@ -436,6 +454,10 @@ void cs_frames_tail(struct cs_rebuild *s, uint32_t sp) {
 void cs_frames_landing(struct cs_rebuild *s, uint32_t sp) {
     uint32_t index = cs_lanes_near(s, sp);
     if (index != CS_NO_NODE && s->lanes[index]->count != 0) {
+        struct cs_frame *top = top_of(s->lanes[index]);
+        if (is_target(top->function)) {
+            top->can |= CS_FUNCTION_EXITS; /* it did not return, or that would have been seen */
+        }
         pop_below(s, s->lanes[index], sp);
         if (s->lanes[index]->count != 0) {
             cs_lanes_enter(s, index);

@@ -5,8 +5,6 @@
 #include "rebuild.h"
 #include "rebuild_paths.h"
 
-#define CS_LAST_FUNCTION 0x7ffffffeu /* the recorder gives no higher ids: more is damage */
-
 enum {
     CS_NEAR = 16 << 10,           /* stack pointers this close may belong to one stack without other evidence */
     CS_REACH = 16 << 20,          /* no frame is larger */
@@ -117,6 +115,9 @@ struct cs_rebuild {
     uint64_t calls, block; /* the number of the next call; of the first of this block */
     uint64_t resumed_at;   /* in in.resumed: the first not below `calls` */
     struct cs_call_rows rows;
+    /* a CALL event that waits for the next one: an ENTRY of what it called tells more */
+    bool has_call;
+    uint32_t call_sp, call_site, call_return, call_function;
     uint64_t events, unmatched, unfinished, unknown, too_deep, lanes_made, left;
     int status; /* the first failure */
 };

@@ -18,6 +18,8 @@ JOURNAL_BYTES = 0x8000000
 
 FEATURE_NO_CLOCK = 1
 FEATURE_KEEP_LAST = 2
+FEATURE_CALLS = 4
+FEATURE_CALLS_ONCE = 8
 
 EVENT_NONE = 0
 EVENT_ENTRY = 1
@@ -26,7 +28,9 @@ EVENT_TAIL = 3
 EVENT_CONTROL = 4
 EVENT_EXTENDED = 5
 EVENT_LANDING = 6
+EVENT_CALL = 7
 EVENT_KIND_MASK = 7
+LAST_FUNCTION = 0x3FFFFFFF
 CONTROL_EPOCH = 1
 CONTROL_SKIP = 2
 
@@ -72,7 +76,9 @@ STUB_TAIL = 2
 STUB_ENTRY_RED_ZONE = 3
 STUB_TAIL_RED_ZONE = 4
 STUB_LANDING = 5
-STUB_COUNT = 6
+STUB_CALL = 6
+STUB_RETURNED = 7
+STUB_COUNT = 8
 FUNCTION_ENTRY = 1
 FUNCTION_EXITS = 2
 FUNCTION_TAILS = 4
@@ -293,6 +299,7 @@ PLAN_HEADER = np.dtype(
         ("fixup_count", "<u4"),
         ("text_count", "<u4"),
         ("image_kind", "<u4"),
+        ("sites", "<u8"),
         ("moved_offset", "<u8"),
         ("moved_count", "<u4"),
         ("checksum", "<u4"),

@@ -169,8 +169,9 @@ void cs_events_settle(struct cs_block *block) {
     uint64_t end = block->cursor < block->end ? block->cursor : block->end, lost = 0;
     for (uint64_t at = (uint64_t)block->sink; at < end; lost++) {
         uint32_t kind = ((struct cs_short_event *)at)->sp & CS_EVENT_KIND_MASK;
-        at += kind == CS_EVENT_ENTRY ? sizeof(struct cs_entry_event) : sizeof(struct cs_short_event);
-        if (kind != CS_EVENT_ENTRY && kind != CS_EVENT_EXIT && kind != CS_EVENT_TAIL)
+        bool is_long = kind == CS_EVENT_ENTRY || kind == CS_EVENT_CALL;
+        at += is_long ? sizeof(struct cs_entry_event) : sizeof(struct cs_short_event);
+        if (!is_long && kind != CS_EVENT_EXIT && kind != CS_EVENT_TAIL)
             lost--;
     }
     __atomic_fetch_add(&cs_session.events->lost, lost, __ATOMIC_RELAXED);

@@ -13,7 +13,8 @@ static bool region_fits(const struct cs_plan_header *header, uint64_t bytes) {
            !(header->region_offset & page) && !(header->code_bytes & page) && header->code_bytes >= CS_PLAN_PAGE &&
            header->code_bytes <= region && !(header->symfile & page) && header->symfile <= region &&
            header->symfile_bytes <= region - header->symfile && header->frames <= region &&
-           header->frames_bytes <= region - header->frames;
+           header->frames_bytes <= region - header->frames && !(header->sites & page) &&
+           header->sites >= header->code_bytes && header->sites <= region;
 }
 
 static bool selected(const struct cs_plan *plan, uint32_t function) {

@@ -17,6 +17,8 @@
 
 #define CS_FEATURE_NO_CLOCK 1u
 #define CS_FEATURE_KEEP_LAST 2u
+#define CS_FEATURE_CALLS 4u
+#define CS_FEATURE_CALLS_ONCE 8u
 
 #define CS_EVENT_NONE 0u
 #define CS_EVENT_ENTRY 1u
@@ -25,7 +27,9 @@
 #define CS_EVENT_CONTROL 4u
 #define CS_EVENT_EXTENDED 5u
 #define CS_EVENT_LANDING 6u
+#define CS_EVENT_CALL 7u
 #define CS_EVENT_KIND_MASK 7u
+#define CS_LAST_FUNCTION 0x3fffffffu
 #define CS_CONTROL_EPOCH 1u
 #define CS_CONTROL_SKIP 2u
 
@@ -71,7 +75,9 @@
 #define CS_STUB_ENTRY_RED_ZONE 3u
 #define CS_STUB_TAIL_RED_ZONE 4u
 #define CS_STUB_LANDING 5u
-#define CS_STUB_COUNT 6u
+#define CS_STUB_CALL 6u
+#define CS_STUB_RETURNED 7u
+#define CS_STUB_COUNT 8u
 #define CS_FUNCTION_ENTRY 1u
 #define CS_FUNCTION_EXITS 2u
 #define CS_FUNCTION_TAILS 4u
@@ -278,11 +284,12 @@ struct cs_plan_header {
     uint32_t fixup_count;
     uint32_t text_count;
     uint32_t image_kind;
+    uint64_t sites; /* offset in the region, page-aligned, up to whose end it stays writable: a byte for each call site that is recorded once */
     uint64_t moved_offset; /* moved records */
     uint32_t moved_count;
     uint32_t checksum; /* FNV-1a of the header before this field */
 };
-_Static_assert(sizeof(struct cs_plan_header) == 192, "plan_header");
+_Static_assert(sizeof(struct cs_plan_header) == 200, "plan_header");
 
 /* An instruction of the image that now runs in the region. Sorted by address, each once. */
 struct cs_moved {

@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from callscope import format as records
 from callscope.calls import kernel
 from callscope.calls.kernel import PassInput, PassResult, Paths, rebuild_pass
 from callscope.calls.tables import CallsWriter, write_tables
+from callscope.calls.targets import Targets
 from callscope.errors import TraceError
 from callscope.trace.open import Trace
 from callscope.trace.processes import ends
 
-TABLE_VERSION = 2
+TABLE_VERSION = 3
 DIRECTORY = "calls"
 META = "meta.json"
 WORKERS = 2
@@ -119,6 +121,7 @@ def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, A
         _learn(threads, pool.map(go_over, threads))
         for thread, result in zip(threads, pool.map(go_over, threads), strict=True):
             thread.result = result
+        targets = Targets(trace)
         with Paths() as paths:
             sites: list[tuple[int, np.void]] = []
             first = 0
@@ -126,13 +129,16 @@ def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, A
                 result = thread.counted
                 thread.first_call = first
                 first += result.counts["calls"]
+                target_names = targets.name(result)
+                is_site = target_names < 0
                 thread.given = replace(
                     thread.given,
                     late=result.late,
                     node_names=paths.merge(result.nodes),
-                    site_names=np.arange(len(sites), len(sites) + len(result.sites), dtype=np.int32),
+                    site_names=(len(sites) - 1 + np.cumsum(is_site)).astype(np.int32),
+                    target_names=target_names,
                 )
-                sites += [(thread.number, site) for site in result.sites]
+                sites += [(thread.number, site) for site in result.sites[is_site]]
             nodes, outermost = paths.result()
 
         def write(thread: ThreadCalls) -> None:
@@ -146,7 +152,7 @@ def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, A
         list(pool.map(write, threads))
     warnings = trace.warnings
     warnings += _troubles(threads)
-    write_tables(trace, target, threads, sites, nodes, outermost)
+    write_tables(trace, target, threads, sites, nodes, outermost, targets.found)
     last = max((thread.counted.counts["last_tsc"] for thread in threads), default=trace.clock.origin)
     return {
         "calls": first,
@@ -174,6 +180,9 @@ def thread_inputs(trace: Trace) -> list[ThreadCalls]:
         spans[process.number] = kernel.module_spans(rows)
     ended = ends(trace.history, trace.end_tsc)
     chunks = trace.events.chunks
+    features = trace.events.features
+    recorded = kernel.CALLS_RECORDED if features & records.FEATURE_CALLS else 0
+    recorded |= kernel.CALLS_ONCE if features & records.FEATURE_CALLS_ONCE else 0
     found = []
     for thread in trace.threads:
         mine = chunks[chunks["thread"] == thread.number]
@@ -188,6 +197,7 @@ def thread_inputs(trace: Trace) -> list[ThreadCalls]:
             tick_scale=trace.clock.scale,
             end_tsc=ended[thread.number],
             no_clock=not trace.has_clock,
+            calls=recorded,
             resumed=np.empty(0, np.uint64),
             learning=True,
             kept=kept,

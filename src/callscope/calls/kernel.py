@@ -19,6 +19,8 @@ BLOCK_CALLS = 65536
 ROWS = 1 << 20
 """rows of one batch, and of one row group"""
 NO_NODE = 0xFFFFFFFF
+CALLS_RECORDED, CALLS_ONCE = 1, 2
+"""call sites were recorded; nothing else was, and each of them once"""
 _ROWS_FULL = 3
 _ERRORS = {1: "there is not enough memory", 2: "it was asked for something impossible"}
 
@@ -54,7 +56,8 @@ COLUMNS: dict[str, str] = {
 
 _INPUT = """
     function_flags function_owner function_out function_limit images image_count modules module_count resumed
-    resumed_count late late_count site_names node_names site_count node_count origin_tsc tick_limit tick_scale end_tsc
+    resumed_count late late_count site_names node_names target_names site_count node_count origin_tsc tick_limit
+    tick_scale end_tsc
 """.split()  # noqa: SIM905
 _COUNTS = """
     calls events first_tsc last_tsc unmatched unfinished unknown too_deep merged_paths lanes left nodes sites late
@@ -65,7 +68,7 @@ _COUNTS = """
 class _Input(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_uint64) for name in _INPUT),
-        *((name, ctypes.c_uint32) for name in ("no_clock", "learning", "emit", "reserved")),
+        *((name, ctypes.c_uint32) for name in ("no_clock", "learning", "emit", "calls")),
     )
 
 
@@ -96,7 +99,8 @@ class Functions:
 class PassInput:
     """One pass over one thread.
 
-    `resumed`: u8, learned; `late`, `site_names`, `node_names`: of the first pass, i4; `kept`: what `images` points to.
+    `resumed`: u8, learned; `late`, and `site_names`, `node_names`, `target_names`: of the first pass, i4; `calls`:
+    CALLS_* flags; `kept`: what `images` points to.
     """
 
     functions: Functions
@@ -109,10 +113,12 @@ class PassInput:
     no_clock: bool
     resumed: NDArray[np.uint64]
     kept: list[Any]
+    calls: int = 0
     learning: bool = False
     late: NDArray[np.void] | None = None
     site_names: NDArray[np.int32] | None = None
     node_names: NDArray[np.int32] | None = None
+    target_names: NDArray[np.int32] | None = None
 
 
 @dataclass
@@ -189,6 +195,7 @@ def _input(given: PassInput, emit: bool) -> tuple[_Input, list[Any]]:
         "late": given.late,
         "site_names": given.site_names,
         "node_names": given.node_names,
+        "target_names": given.target_names,
     }
     structure = _Input()
     kept = []
@@ -214,6 +221,7 @@ def _input(given: PassInput, emit: bool) -> tuple[_Input, list[Any]]:
     structure.no_clock = given.no_clock
     structure.learning = given.learning
     structure.emit = emit
+    structure.calls = given.calls
     return structure, kept
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from callscope.calls.names import ImageNames
+from callscope.calls.targets import Target
 from callscope.trace.open import Trace
 
 if TYPE_CHECKING:
@@ -104,8 +105,12 @@ def write_tables(
     sites: list[tuple[int, np.void]],
     nodes: NDArray[np.void],
     outermost: NDArray[np.uint8],
+    targets: list[Target],
 ) -> None:
-    """Write all tables but the calls. `sites`: (thread, SITE record) by site number."""
+    """Write all tables but the calls.
+
+    `sites`: (thread, SITE record) by site number; `targets`: of recorded call sites.
+    """
     parents = nodes["parent"].astype(np.int64)
     parents[nodes["parent"] == 0xFFFFFFFF] = -1
     _write(
@@ -140,7 +145,7 @@ def write_tables(
         build_id = module.build_id
         own = ImageNames(module.path, build_id, trace.warnings, memory.get(build_id))
         names.setdefault((module.path, build_id), own)
-    _write_functions(trace, target, nodes, names)
+    _write_functions(trace, target, nodes, names, targets)
     _write_sites(trace, target, sites, names)
     _write_history(trace, target, threads)
 
@@ -150,7 +155,11 @@ def _write(target: Path, name: str, columns: dict[str, Any]) -> None:
 
 
 def _write_functions(
-    trace: Trace, target: Path, nodes: NDArray[np.void], names: dict[tuple[str, bytes], ImageNames]
+    trace: Trace,
+    target: Path,
+    nodes: NDArray[np.void],
+    names: dict[tuple[str, bytes], ImageNames],
+    targets: list[Target],
 ) -> None:
     called = np.unique(nodes["function"]).astype(np.int64)
     rows: list[dict[str, Any]] = []
@@ -179,6 +188,7 @@ def _write_functions(
                     "traced": True,
                 }
             )
+    rows += _target_rows(trace, names, targets)
     _write_rows(
         target,
         "functions",
@@ -196,6 +206,38 @@ def _write_functions(
             "traced": pa.bool_(),
         },
     )
+
+
+def _target_rows(
+    trace: Trace, names: dict[tuple[str, bytes], ImageNames], targets: list[Target]
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    modules = trace.modules
+    by_module: dict[int, list[Target]] = {}
+    for target in targets:
+        by_module.setdefault(target.module, []).append(target)
+    for index, here in by_module.items():
+        module = modules[index] if index >= 0 else None
+        image = names[module.path, module.build_id] if module is not None else None
+        rvas = np.array([target.rva for target in here], np.int64)
+        found = image.names(rvas) if image is not None else [f"{rva:#x}" for rva in rvas.tolist()]
+        for target, name in zip(here, found, strict=True):
+            file, line = image.location(target.rva) if image is not None else (None, None)
+            rows.append(
+                {
+                    "function_id": target.function_id,
+                    "module": image.module if image is not None else "[unknown]",
+                    "path": module.path if module is not None else "",
+                    "name": name,
+                    "address": target.rva,
+                    "size": 0,
+                    "file": file,
+                    "line": line,
+                    "owner": target.function_id,
+                    "traced": False,
+                }
+            )
+    return rows
 
 
 def _write_sites(

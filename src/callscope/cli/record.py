@@ -21,6 +21,20 @@ PASS_ON = {"allow_interspersed_args": False}
 """What follows the program's name is the program's, even if it looks like an option."""
 
 
+class OptionalValue(click.Option):
+    """An option whose value may be left out, and else follows an equals sign: what comes after a space is no value."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """As click does, but an option without an equals sign gets `flag_value`."""
+        super().add_to_parser(parser, ctx)
+        match = parser._match_long_opt
+
+        def match_with_default(name: str, value: str | None, state: Any) -> None:
+            match(name, self.flag_value if value is None and name in self.opts else value, state)
+
+        parser._match_long_opt = match_with_default
+
+
 def as_bytes(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
     """A size with a unit, in bytes; 0 for none. Raises UsageError."""
     return parse_size(value) if value else 0
@@ -45,6 +59,9 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="'none' records the order of calls without times, at a third of the cost."),
         click.option("--keep-last", callback=as_bytes, metavar="SIZE",
                      help="Flight recorder: keep the last SIZE bytes of events, such as 64M."),
+        click.option("--calls", cls=OptionalValue, is_flag=False, flag_value="on", default="", metavar="[=once]",
+                     help="Record calls of untraced functions where they are made: of libraries, of other functions left "
+                          "out, through pointers. =once records nothing else, and each call site once."),
         click.option("-q", "--quiet", is_flag=True, help="No summary when the program has ended."),
     ]  # fmt: skip
     for option in reversed(options):

@@ -4,6 +4,7 @@
 
     enter    a function begins                       exit     it has returned, or ended in another way
     call     a call site is about to call TARGET     called   TARGET has returned to the call site
+             (these alone where TARGET is not traced, and its call site was recorded)
     jump     the function ended in a jump to the next one entered
 
 TIME is seconds since the recording began, or the number of the event in its thread in a trace without clock.
@@ -34,6 +35,7 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
     targets = {number: printable(name) for number, name in names(database).items()}
     sites = {row["site"]: row["label"] for row in database.rows("SELECT site, label FROM site_labels")}
     who = {number: f"{pid} {tid}" for number, (pid, tid, _) in threads(database).items()}
+    outside = {row["function_id"] for row in database.rows("SELECT function_id FROM functions WHERE NOT traced")}
     clock = database.has_clock
     for is_entry, time, call in steps(database, selection):
         when = f"{time // 1_000_000_000}.{time % 1_000_000_000:09d}" if clock else str(time)
@@ -41,11 +43,13 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
         target = targets.get(call.function_id, "?")
         if is_entry:
             yield f"{start} call {target} from {sites.get(call.site) or '-'}"
-            yield f"{start} enter {target}"
+            if call.function_id not in outside:
+                yield f"{start} enter {target}"
         elif call.ended_by == TAIL_CALL:
             yield f"{start} jump {target}"
         else:
-            yield f"{start} exit {target}"
+            if call.function_id not in outside:
+                yield f"{start} exit {target}"
             yield f"{start} called {target}"
 
 

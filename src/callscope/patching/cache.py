@@ -21,8 +21,9 @@ from callscope import format as fmt
 from callscope.binary.open import read_build_id
 from callscope.errors import ImageError, PlanError
 from callscope.patching.report import PlanReport
+from callscope.patching.scope import FUNCTIONS, Scope
 
-PLANNER_VERSION = 10
+PLANNER_VERSION = 11
 _BLOCK = 1 << 20
 
 
@@ -59,15 +60,16 @@ def load_or_plan(
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     fresh: bool = False,
+    scope: Scope = FUNCTIONS,
 ) -> PlanFiles:
-    """The plan of an image, from the cache (unless `fresh`) or made now with up to `jobs` processes.
+    """The plan of an image for `scope`, from the cache (unless `fresh`) or made now with up to `jobs` processes.
 
     `progress` is as for `plan_image`. Raises ImageError or PlanError, saying why there is no plan.
     """
     begin = time.perf_counter()
     path = Path(path)
     build_id = read_build_id(path)
-    key = f"{build_id.hex() or _hash(path)}-v{PLANNER_VERSION}"
+    key = f"{build_id.hex() or _hash(path)}-v{PLANNER_VERSION}{scope.suffix}"
     directory = _directory()
     files = {suffix: directory / f"{key}.{suffix}" for suffix in ("plan", "functions", "json")}
     kept = not fresh and all(file.is_file() for file in files.values())
@@ -78,7 +80,7 @@ def load_or_plan(
         from callscope.patching.planner import plan_image
         from callscope.patching.report import make_report
 
-        plan = plan_image(path, jobs, progress)
+        plan = plan_image(path, jobs, progress, scope)
         _write(files["functions"], functions_bytes(plan))
         _write(files["json"], json.dumps(make_report(plan).to_json()).encode())
         _write(files["plan"], plan_bytes(plan))

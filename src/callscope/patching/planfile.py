@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from callscope import format as fmt
 from callscope.binary.elf import Image as ElfImage
 from callscope.binary.pe import PeImage
-from callscope.patching.emit import shift_displacements
+from callscope.patching.code import shift_displacements
 from callscope.patching.frames import compact_rules
 from callscope.patching.planner import Plan
 from callscope.patching.seh import join_table
@@ -52,15 +52,18 @@ def plan_bytes(plan: Plan) -> bytes:
     bases = fmt.PLAN_PAGE + np.concatenate([[0], np.cumsum([_align(len(part.code)) for part in plan.parts])])
     code_bytes = _pages(int(bases[-1]))
     frames = _frames(plan, bases, code_bytes)
-    region_bytes = _pages(frames.offset + len(frames.data))
+    sites = _pages(frames.offset + len(frames.data))
+    first_site = np.concatenate([[0], np.cumsum([part.flags for part in plan.parts])])
+    region_bytes = _pages(sites + int(first_site[-1]))
     delta = planned_delta(plan, region_bytes)
     region = bytearray(region_bytes)
     fixups: list[NDArray[np.int64]] = []
     patches: list[NDArray[np.void]] = []
-    for part, base in zip(plan.parts, bases.tolist(), strict=False):
+    for part, base, first in zip(plan.parts, bases.tolist(), first_site.tolist(), strict=False):
         code = np.frombuffer(bytearray(part.code), "u1").copy()
         shift_displacements(code, part.to_image, -(delta + base))
         shift_displacements(code, part.to_stub, -base)
+        shift_displacements(code, part.to_flag[:, 0], sites + first - base)
         region[base : base + len(code)] = code.tobytes()
         fixups.append(part.to_image + base)
         patches.append(_patches(plan, part.patches, delta + base))
@@ -101,6 +104,7 @@ def plan_bytes(plan: Plan) -> bytes:
         "image_kind": fmt.PLAN_PE if plan.image.is_pe else fmt.PLAN_ELF,
         "moved_offset": moved_offset,
         "moved_count": len(moved),
+        "sites": sites,
     }.items():
         header[name] = value
     header["build_id"] = _build_id(plan.image.build_id)

@@ -25,7 +25,8 @@ from callscope.binary.open import open_image, unwinding
 from callscope.binary.pe_unwind import UnwindTable
 from callscope.errors import PlanError
 from callscope.patching.barriers import build_text, code_bounds
-from callscope.patching.runs import Refusal
+from callscope.patching.runs import KINDS, Refusal
+from callscope.patching.scope import FUNCTIONS, Scope
 from callscope.patching.seh import SehFrames
 from callscope.patching.text import Text
 from callscope.patching.unwind import EhFrames
@@ -57,8 +58,10 @@ class Plan:
     counts: dict[str, int] = field(default_factory=dict)
 
 
-def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | None = None) -> Plan:
-    """Plan every function of an image with up to `jobs` processes (default: one a core).
+def plan_image(
+    path: str | Path, jobs: int | None = None, progress: Progress | None = None, scope: Scope = FUNCTIONS
+) -> Plan:
+    """Plan every function of an image, or what else is in `scope`, with up to `jobs` processes (default: one a core).
 
     `progress` is called with (bytes done, bytes in all) of two passes over the code. Raises ImageError for a file that
     cannot be planned, PlanError when the plan fails its own checks.
@@ -90,10 +93,10 @@ def plan_image(path: str | Path, jobs: int | None = None, progress: Progress | N
     edges = merge([edges, _scan_gaps(image, functions, low, high)])
     text = build_text(image, source, functions, edges)
     rules = SehFrames(source, text) if isinstance(source, UnwindTable) else EhFrames(frames)
-    _shared.update(text=text, frames=rules)
+    _shared.update(text=text, frames=rules, scope=scope)
     parts = _run(_plan_task, _ranges(functions, jobs), jobs, tell)
     _shared.clear()
-    counts = {kind: sum(part.counts[kind] for part in parts) for kind in ("entry", "exit", "tail", "landing")}
+    counts = {kind: sum(part.counts[kind] for part in parts) for kind in KINDS}
     refusals = [refusal for part in parts for refusal in part.refusals]
     return Plan(image, functions, frames, text, parts, time.perf_counter() - begin, refusals, counts)
 
@@ -119,7 +122,7 @@ def _scan_task(bounds: tuple[int, int]) -> Edges:
 
 
 def _plan_task(bounds: tuple[int, int]) -> Part:
-    return plan_range(_shared["text"], _shared["frames"], *bounds)
+    return plan_range(_shared["text"], _shared["frames"], _shared["scope"], *bounds)
 
 
 def _scan(functions: FunctionTable, jobs: int, tell: _Teller) -> Edges:

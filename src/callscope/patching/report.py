@@ -49,6 +49,8 @@ class PlanReport:
     exits: Coverage
     tail_jumps: Coverage
     landing_pads: Coverage
+    calls: Coverage
+    returns: Coverage
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +72,8 @@ class PlanReport:
             coverage(data["exits"]),
             coverage(data["tail_jumps"]),
             coverage(data["landing_pads"]),
+            coverage(data["calls"]),
+            coverage(data["returns"]),
             data["seconds"],
         )
 
@@ -97,5 +101,7 @@ def make_report(plan: Plan) -> PlanReport:
         coverage("exit"),
         coverage("tail"),
         coverage("landing"),
+        coverage("call"),
+        coverage("return"),
         round(plan.seconds, 3),
     )

@@ -13,6 +13,8 @@ JUMP_BYTES = 5
 """a jmp with a 32-bit displacement"""
 SHORT_JUMP_BYTES = 2
 """a jmp with an 8-bit displacement"""
+KINDS = ("entry", "exit", "tail", "landing", "call", "return")
+"""what is patched: a `return` is where a recorded call comes back to"""
 
 
 @dataclass(slots=True)
@@ -23,7 +25,7 @@ class Run:
     the trampoline records the ENTRY of `function` first. `island`: address of the island its short jump goes to, or
     None. `red_zone`: the code may be reached by a conditional jump from a function that still uses the bytes below
     the stack pointer. `borrowed`: moved only to make room for an island. `landing`: an exception or longjmp lands here.
-    `detached`: every way to it is redirected, so nothing is written over it.
+    `detached`: every way to it is redirected, so nothing is written over it. `returned`: a recorded call returns here.
     """
 
     start: int
@@ -35,6 +37,7 @@ class Run:
     borrowed: bool = False
     landing: bool = False
     detached: bool = False
+    returned: bool = False
 
 
 @dataclass(slots=True)
@@ -56,9 +59,23 @@ class Redirect:
     island: int | None = None
 
 
+@dataclass(slots=True)
+class CallSite:
+    """A call that is led through a thunk which records it: the last five bytes before `end` become a call of that.
+
+    `start`: of the call, or of the first instruction before it that has to run in the thunk to make room. `direct`: it
+    is a direct call, of which only the displacement changes.
+    """
+
+    start: int
+    end: int
+    function: int
+    direct: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A place that stays unpatched, and why; `kind` is 'entry', 'exit', 'tail' or 'landing'."""
+    """A place that stays unpatched, and why; `kind` is one of KINDS."""
 
     kind: str
     function: int
@@ -73,6 +90,8 @@ class Layout:
     `tails`: addresses of jumps that are tail calls. `counts`: how many of each kind were found. `quiet`: addresses
     inside runs that redirected branches go to, past any recording at the run's start. `entered`, `exits_left`,
     `tails_left`: indices of functions whose entry is patched, and that keep an unpatched ret or (possible) tail jump.
+    `calls`: addresses of calls that are recorded; `sites` are those that need a patch of their own. `once`: each of
+    them only the first time.
     """
 
     runs: list[Run] = field(default_factory=list)
@@ -80,7 +99,10 @@ class Layout:
     refusals: list[Refusal] = field(default_factory=list)
     tails: set[int] = field(default_factory=set)
     quiet: set[int] = field(default_factory=set)
-    counts: dict[str, int] = field(default_factory=lambda: {"entry": 0, "exit": 0, "tail": 0, "landing": 0})
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     entered: set[int] = field(default_factory=set)
     exits_left: set[int] = field(default_factory=set)
     tails_left: set[int] = field(default_factory=set)
+    calls: set[int] = field(default_factory=set)
+    sites: list[CallSite] = field(default_factory=list)
+    once: bool = False

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from callscope.binary import disassembly as dis
 from callscope.binary.pe_unwind import ALLOC_SMALL, IS_CHAINED, PUSH, SET_FRAME, UnwindTable
-from callscope.patching.emit import Piece
+from callscope.patching.code import Piece
 from callscope.patching.frames import Frames
 from callscope.patching.text import Text
 
@@ -82,7 +82,7 @@ class SehFrames(Frames):
         changes += [(position, 1, amount) for position, amount in piece.pushed]
         changes.append((piece.end, 2, 0))
         changes.sort()
-        state, pushed, start = self._undoing(piece.moved[0][0]), 0, piece.start
+        state, pushed, start = self._undoing(piece.moved[0][0]) if piece.moved else _BARE, 0, piece.start
         found: list[tuple[int, bytes]] = []
         for position, what, value in changes:
             after, more = (self._undoing(value), 0) if what == 0 else (state, value)

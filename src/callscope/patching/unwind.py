@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from callscope.patching.emit import Piece
+from callscope.patching.code import Piece
 from callscope.patching.frames import AT_ENTRY, SAVED_REGISTERS, Frames, FrameState
 
 _RSP = 7
@@ -104,7 +104,7 @@ def _settled(state: FrameState) -> FrameState:
 
 def describe(piece: Piece, frames: Frames) -> bytes | None:
     """The record of one trampoline, its CIE pointer and start left 0; None when the original frame is not known."""
-    first = frames.state_at(piece.moved[0][0])
+    first = frames.state_at(piece.moved[0][0]) if piece.moved else AT_ENTRY
     if first is None:
         return None
     # (offset, state) where the frame changes: at the trampoline's own pushes, and at moved instructions.

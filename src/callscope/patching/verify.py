@@ -6,7 +6,7 @@ from iced_x86 import Decoder
 
 from callscope.binary import disassembly as dis
 from callscope.errors import PlanError
-from callscope.patching.emit import Piece
+from callscope.patching.code import Piece
 from callscope.patching.runs import Layout, Run
 from callscope.patching.text import Text
 

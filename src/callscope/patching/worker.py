@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from callscope.binary import disassembly as dis
 from callscope.errors import PlanError
 from callscope.format import PATCH_NO_REL
-from callscope.patching.emit import CannotMoveError, Emitter, Piece
+from callscope.patching.code import CannotMoveError, Piece
+from callscope.patching.emit import Emitter
+from callscope.patching.calls import CallSites
 from callscope.patching.rescue import Rescue
 from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Refusal, Run
+from callscope.patching.scope import Scope
 from callscope.patching.seh import SehFrames
 from callscope.patching.text import MOST_PADDING, Taken, Text
 from callscope.patching.unwind import EhFrames
@@ -22,6 +25,17 @@ from callscope.patching.windows import Windows
 _NOP = 0x90
 _JMP = 0xE9
 _JMP_SHORT = 0xEB
+_CALL = 0xE8
+_ADDRESS_SIZE = b"\x67"  # without effect on a call
+_MOST_PREFIXES = 3
+# Multi-byte no-operations (Intel SDM volume 2B, NOP).
+_NOPS = {
+    4: bytes.fromhex("0f1f4000"),
+    5: bytes.fromhex("0f1f440000"),
+    6: bytes.fromhex("660f1f440000"),
+    7: bytes.fromhex("0f1f8000000000"),
+    8: bytes.fromhex("0f1f840000000000"),
+}
 
 PATCH_ROW = np.dtype(
     [
@@ -48,6 +62,10 @@ class Part:
     patches: NDArray[np.void]
     to_image: NDArray[np.int64]
     to_stub: NDArray[np.int64]
+    to_flag: NDArray[np.int64]
+    """(offset, call site) of displacements to the bytes of call sites, int64, shape (n, 2)"""
+    flags: int
+    """call sites that have such a byte"""
     records: list[bytes]
     record_starts: NDArray[np.int64]
     refusals: list[Refusal]
@@ -61,18 +79,23 @@ class Part:
     """(start, end) of what each run overwrites, int64, shape (n, 2)"""
 
 
-def plan_range(text: Text, frames: EhFrames | SehFrames, first: int, last: int) -> Part:
+def plan_range(text: Text, frames: EhFrames | SehFrames, scope: Scope, first: int, last: int) -> Part:
     """Plan the functions with indices from `first` up to `last`. Raises PlanError when the plan fails its checks."""
-    layout = Layout()
+    layout = Layout(once=scope.once)
     start = text.starts[first]
     end = min(text.high, text.ends[last - 1] + MOST_PADDING)
     if last < len(text.starts):
         end = min(end, text.starts[last])
     taken = Taken(text, start, max(end, text.ends[last - 1]))
     windows = Windows(text, frames, taken, layout)
-    for index in range(first, last):
-        windows.plan_function(index)
-    Rescue(windows, first, last).run()
+    if not scope.once:
+        for index in range(first, last):
+            windows.plan_function(index)
+        Rescue(windows, first, last).run()
+    if scope.calls:
+        sites = CallSites(windows, scope)
+        for index in range(first, last):
+            sites.plan_function(index)
     return _emit(text, frames, layout)
 
 
@@ -100,6 +123,15 @@ class _Patches:
         else:
             self.rows.append((address, function, 4, 0, b"", target))
 
+    def call(self, address: int, function: int, size: int, target: int) -> None:
+        """`size` bytes (5 to 13): a call of an offset in the code at their end, behind no-operations."""
+        lead = size - JUMP_BYTES
+        if lead > _MOST_PREFIXES:
+            self.rows.append((address, function, lead, PATCH_NO_REL, _NOPS[lead], -1))
+            address, lead = address + lead, 0
+        new = _ADDRESS_SIZE * lead + bytes([_CALL])
+        self.rows.append((address, function, lead + JUMP_BYTES, lead + 1, new, target))
+
     def array(self) -> NDArray[np.void]:
         """As PATCH_ROW."""
         out = np.zeros(len(self.rows), PATCH_ROW)
@@ -114,7 +146,7 @@ class _Patches:
 
 
 def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
-    emitter = Emitter(text, layout.tails, layout.quiet)
+    emitter = Emitter(text, layout)
     patches = _Patches()
     pieces: list[tuple[Run | None, Piece]] = []
     overwritten: list[tuple[int, int]] = []
@@ -157,6 +189,18 @@ def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
             patches.displacement(place, redirect.function, 1, end, redirect.island)
             patches.jump(redirect.island, redirect.function, offset)
             overwritten.append((redirect.island, redirect.island + JUMP_BYTES))
+    for site in layout.sites:
+        try:
+            piece = emitter.call_site(site)
+        except CannotMoveError as error:
+            layout.refusals.append(Refusal("call", site.function, site.start, str(error)))
+            continue
+        pieces.append((None, piece))
+        if site.direct:
+            patches.displacement(site.end - 4, site.function, 4, site.end, piece.start)
+        else:
+            patches.call(site.start, site.function, site.end - site.start, piece.start)
+        overwritten.append((site.start, site.end))
     emitter.resolve_labels()
     code = bytes(emitter.out.code)
     check_pieces(text, code, pieces, layout)
@@ -172,6 +216,8 @@ def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
         patches=patches.array(),
         to_image=np.array(emitter.out.to_image, np.int64),
         to_stub=np.array(emitter.out.to_stub, np.int64),
+        to_flag=np.array(emitter.out.to_flag, np.int64).reshape(-1, 2),
+        flags=emitter.out.flags,
         records=records,
         record_starts=np.array(record_starts, np.int64),
         refusals=layout.refusals,
@@ -194,9 +240,12 @@ def _withdraw(text: Text, layout: Layout, run: Run, reason: str) -> None:
     if run.entry:
         layout.entered.discard(function)
         layout.refusals.append(Refusal("entry", function, run.start, reason))
-    if run.landing:
-        layout.refusals.append(Refusal("landing", function, run.start, reason))
+    for kind, here in (("landing", run.landing), ("return", run.returned)):
+        if here:
+            layout.refusals.append(Refusal(kind, function, run.start, reason))
     for instruction in text.decode(run.start, run.end):
+        if instruction.ip in layout.calls:
+            layout.refusals.append(Refusal("call", function, instruction.ip, reason))
         if instruction.ip in layout.tails:
             layout.tails_left.add(function)
             layout.refusals.append(Refusal("tail", function, instruction.ip, reason))

@@ -66,7 +66,7 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
     directory = (options.output or default_directory((Path(which).name,))).absolute()
     session = Session(directory, options)
     try:
-        plans = Plans(session, Rules.of(options))
+        plans = Plans(session, Rules.of(options), planner_of(options.scope))
         with Mailbox(plans.answer) as box:
             now = clock_pair()
             offset = now.realtime_ns - now.monotonic_ns

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from callscope.errors import UsageError
+from callscope.patching.scope import FUNCTIONS, Scope
 
 SMALLEST_KEEP = 4 << 20
 DEPTH_LIMIT = 0xFFFFFFFF
@@ -25,6 +26,7 @@ class RecordOptions:
     clock: 'tsc', or 'none' for the order of calls without times.
     keep_last: bytes of events to keep, the oldest making room; 0 keeps all.
     follow: trace child processes and the programs that replace the first by exec.
+    calls: record call sites too: 'on', or 'once' for nothing but each site's first call; '' for none.
     """
 
     command: tuple[str, ...]
@@ -37,6 +39,7 @@ class RecordOptions:
     clock: str = "tsc"
     keep_last: int = 0
     follow: bool = True
+    calls: str = ""
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:
@@ -47,8 +50,18 @@ class RecordOptions:
             raise UsageError(f"a depth limit of {self.max_depth} is impossible: give 1 to {DEPTH_LIMIT}, or 0 for none")
         if self.clock not in ("tsc", "none"):
             raise UsageError(f"there is no clock {self.clock!r}: use tsc or none")
+        if self.calls not in ("", "on", "once"):
+            raise UsageError(f"there is no --calls={self.calls}: use --calls or --calls=once")
         if self.keep_last and self.keep_last < SMALLEST_KEEP:
             raise UsageError(f"{self.keep_last} bytes are too few for a flight recorder: keep at least 4M")
+
+    @property
+    def scope(self) -> Scope:
+        """What plans are to record. Where only some functions are traced, calls of the others leave what is traced."""
+        if not self.calls:
+            return FUNCTIONS
+        some = bool(self.functions or self.excludes or self.exclude_files)
+        return Scope("all" if some else "leaving", once=self.calls == "once")
 
 
 def parse_size(text: str) -> int:

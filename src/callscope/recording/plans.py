@@ -25,12 +25,12 @@ from callscope.binary.symbols import open_symbols
 from callscope.errors import CallscopeError, PlanError
 from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME
 from callscope.patching.cache import PlanFiles, load_or_plan
+from callscope.patching.scope import Scope
 from callscope.patching.report import PlanReport
 from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
 from callscope.recording.unpacked import is_packed, is_windows_file, memory_image
 
-LAST_FUNCTION_ID = 0x7FFFFFFE
 _LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so", "ntdll.dll")
 
 
@@ -79,8 +79,8 @@ class PlannedImage:
 class Plans:
     """The plans of one session. `answer` may be called from several threads."""
 
-    def __init__(self, session: Session, rules: Rules, planner: Callable[[str], PlanFiles] = load_or_plan) -> None:
-        """`planner` stands in for the plan cache in tests."""
+    def __init__(self, session: Session, rules: Rules, planner: Callable[[str], PlanFiles]) -> None:
+        """`planner` gives the plan of an image by its path."""
         self._session = session
         self.rules = rules
         self._planner = planner
@@ -173,7 +173,7 @@ class Plans:
         shutil.copyfile(files.functions, copy)
         copy.chmod(0o600)
         with self._lock:
-            if self._next_id + files.function_count > LAST_FUNCTION_ID:
+            if self._next_id + files.function_count > records.LAST_FUNCTION:
                 raise PlanError("this session has run out of function ids: record fewer programs at once")
             image = PlannedImage(path, source, files, self._next_id, report)
             self._next_id += files.function_count
@@ -247,6 +247,11 @@ def exception_entries(path: str) -> list[int]:
     """Where the entries of an image's exception directory begin; none in ELF files."""
     image = open_image(path)
     return image.exception_entries[:, 0].tolist() if isinstance(image, PeImage) else []
+
+
+def planner_of(scope: Scope) -> Callable[[str], PlanFiles]:
+    """The plan cache, for plans of one scope."""
+    return lambda path: load_or_plan(path, scope=scope)
 
 
 def is_untraceable(path: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from callscope.errors import ImageError, PlanError, RecordError
 from callscope.patching.cache import load_or_plan
+from callscope.patching.scope import Scope
 from callscope.recording.count import EventCounts, count_events
 from callscope.recording.directory import default_directory
 from callscope.recording.journal import JournalSummary, summarise_journal
@@ -24,7 +25,7 @@ from callscope.recording.launch import (
 )
 from callscope.recording.mailbox import Mailbox
 from callscope.recording.options import RecordOptions
-from callscope.recording.plans import Module, PlannedImage, Plans
+from callscope.recording.plans import Module, PlannedImage, Plans, planner_of
 from callscope.recording.preflight import Target, check_program
 from callscope.recording.rules import Rules
 from callscope.recording.server import Server
@@ -77,11 +78,11 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
     rules = rules or Rules.of(options)
     target = check_program(options.command)
     wine = find_wine() if target.image.is_pe else None
-    plan_ahead(rules, target, progress)
+    plan_ahead(rules, options.scope, target, progress)
     directory = (options.output or default_directory(options.command)).absolute()
     session = Session(directory, options)
     try:
-        plans = Plans(session, rules)
+        plans = Plans(session, rules, planner_of(options.scope))
         for path in images_ahead(target):
             plans.answer(Module(path, b"", is_main=True))
         seconds, status = run_traced(options, target, session, plans, wine)
@@ -99,7 +100,7 @@ def images_ahead(target: Target) -> list[str]:
     return [path for path in paths if not is_packed(path)]
 
 
-def plan_ahead(rules: Rules, target: Target, progress: ProgressBar) -> None:
+def plan_ahead(rules: Rules, scope: Scope, target: Target, progress: ProgressBar) -> None:
     """Plan what will be asked for first, so that the program's start waits for nothing.
 
     Raises ImageError or PlanError when the program cannot be planned and nothing else is to be traced.
@@ -110,7 +111,7 @@ def plan_ahead(rules: Rules, target: Target, progress: ProgressBar) -> None:
 
         try:
             with progress(f"planning {Path(path).name}") as tell:
-                load_or_plan(path, progress=tell)
+                load_or_plan(path, progress=tell, scope=scope)
         except (ImageError, PlanError):
             if not rules.modules and not rules.functions and path == str(target.image.path.resolve()):
                 raise

@@ -47,6 +47,8 @@ class Session:
         self._guard = -1
         features = records.FEATURE_NO_CLOCK if options.clock == "none" else 0
         features |= records.FEATURE_KEEP_LAST if options.keep_last else 0
+        features |= records.FEATURE_CALLS if options.calls else 0
+        features |= records.FEATURE_CALLS_ONCE if options.calls == "once" else 0
         made = False
         try:
             make_way(directory)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from callscope.patching.report import Coverage
+from callscope.patching.report import Coverage, PlanReport
 from callscope.recording.plans import PlannedImage, is_untraceable
 from callscope.recording.record import RecordResult
 
@@ -49,8 +49,9 @@ def figures(result: RecordResult) -> str:
         counts.threads - result.journal.execs, processes
     )  # a program started by exec numbers its threads anew
     about = "" if counts.exact else "about "
+    sites = f" and {counts.sites:,} at call sites" if result.options.calls else ""
     return (
-        f"{about}{counted(counts.calls, 'call')} ({counts.events:,} events) of {counted(threads, 'thread')} in "
+        f"{about}{counted(counts.calls, 'call')}{sites} ({counts.events:,} events) of {counted(threads, 'thread')} in "
         f"{counted(processes, 'process', 'processes')}, {result.seconds:.2f} s, {size_text(result.size)}"
     )
 
@@ -82,10 +83,20 @@ def coverage(result: RecordResult) -> list[str]:
         every = counted(image.report.functions, "function")
         return every if chosen is None else f"{chosen:,} of {every} chosen"
 
+    def shares(report: PlanReport) -> list[str]:
+        parts = []
+        if result.options.calls != "once":
+            parts += [
+                f"{share(report.entries)} of entries",
+                f"{share(report.exits)} of returns",
+                f"{share(report.tail_jumps)} of tail jumps",
+            ]
+        if result.options.calls:
+            parts.append(f"{share(report.calls)} of {report.calls.found:,} call sites")
+        return parts
+
     return limited(
-        f"traced {Path(image.path).name}: {functions(image)}, "
-        f"{share(image.report.entries)} of entries, {share(image.report.exits)} of returns, "
-        f"{share(image.report.tail_jumps)} of tail jumps"
+        f"traced {Path(image.path).name}: {', '.join([functions(image), *shares(image.report)])}"
         for image in result.images
     )
 
