@@ -6,7 +6,8 @@
 CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[5]);
 
 /* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING, CALL}. Nothing is
- * counted where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had to stop.
+ * counted where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had
+ * to stop.
  */
 CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[5]) {
     const uint32_t *words = (const uint32_t *)events;

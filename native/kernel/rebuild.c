@@ -187,7 +187,8 @@ static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint
     }
 }
 
-/* Whether an event ends the wait of a CALL before it. An ENTRY of what was called does not: it takes the CALL's place. */
+/* Whether an event ends the wait of a CALL before it. An ENTRY of what was called does not: it takes the CALL's place.
+ */
 static bool waits_no_more(struct cs_rebuild *s, const uint32_t event[4]) {
     switch (event[1] & CS_EVENT_KIND_MASK) {
     case CS_EVENT_ENTRY:

@@ -371,6 +371,33 @@ static uint32_t choose_site(const struct cs_rebuild *s, uint32_t first, uint32_t
     return first;
 }
 
+/* Whether the target of a recorded call is this traced function. */
+static bool is_entry_of(const struct cs_rebuild *s, uint32_t target, uint32_t function) {
+    uint32_t site = target - CS_LAST_FUNCTION - 1;
+    for (uint64_t i = 0; i < s->in.image_count && site < s->site_count; i++) {
+        const struct cs_image_tables *image = &s->in.images[i];
+        if (function >= image->id_base && function - image->id_base < image->function_count) {
+            return image->functions[function - image->id_base].rva == s->sites[site].rva;
+        }
+    }
+    return false;
+}
+
+/* A signal came between a recorded call and the entry of what it called: the call's frame is the entry's. */
+static bool enter_target(struct cs_rebuild *s, const struct entry *e) {
+    struct cs_frame *top = top_of(cs_current(s));
+    if (!top || !is_target(top->function) || top->sp != e->sp || top->site != e->site || top->owner != top->function ||
+        !is_entry_of(s, top->function, e->function)) {
+        return false;
+    }
+    top->owner = e->owner;
+    top->can = e->can;
+    if (e->owner < s->in.function_limit) {
+        s->open[e->owner]++;
+    }
+    return true;
+}
+
 void cs_frames_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint32_t site_index) {
     if (s->site_states[site_index].also != 0) {
         site_index = choose_site(s, site_index, sp);
@@ -400,7 +427,9 @@ void cs_frames_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint3
             return;
         }
     }
-    enter_elsewhere(s, &e, site);
+    if (!enter_target(s, &e)) {
+        enter_elsewhere(s, &e, site);
+    }
 }
 
 /* Frames below sp are gone, if the current lane is where sp is. */

@@ -28,13 +28,14 @@ EXTRAS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """How a program is made: its seed, compiler and flags, and whether it is traced stripped."""
+    """How a program is made: its seed, compiler and flags, whether it is traced stripped, and with its call sites."""
 
     seed: int
     compiler: str
     level: str
     frame_pointer: str
     stripped: bool = False
+    calls: bool = False
 
     @property
     def flags(self) -> list[str]:
@@ -52,7 +53,7 @@ class Cell:
 
     def __str__(self) -> str:
         name = f"{self.seed}-{self.compiler}{self.level}{'-fp' if 'no-omit' in self.frame_pointer else ''}"
-        return name + ("-stripped" if self.stripped else "")
+        return name + "-stripped" * self.stripped + "-calls" * self.calls
 
 
 def run_cell(
@@ -75,7 +76,9 @@ def run_cell(
     runner = [find_wine()] if cell.is_windows else []
     everything = {**os.environ, **(environment or {})}
     plain = run_plain([*runner, traced, directory / "plain.truth", str(limit)], env=everything)
-    outcome = run_traced([traced, log, str(limit)], trace, cache, env=environment)
+    outcome = run_traced(
+        [traced, log, str(limit)], trace, cache, recording={"calls": "on"} if cell.calls else {}, env=environment
+    )
     verdict = Verdict()
     if (outcome.output, outcome.errors, outcome.status) != (plain.output, plain.errors, plain.status):
         verdict.problems.append(f"plain: {plain}; traced: {outcome}")

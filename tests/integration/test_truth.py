@@ -21,6 +21,10 @@ SAMPLE = [
     Cell(6, "zig", "-O0", FRAME_POINTERS[0]),
     Cell(7, "zig", "-O3", FRAME_POINTERS[1]),
     Cell(8, "zig", "-Os", FRAME_POINTERS[0], stripped=True),
+    Cell(9, "gcc", "-O2", FRAME_POINTERS[0], calls=True),
+    Cell(10, "zig", "-O0", FRAME_POINTERS[0], calls=True),
+    Cell(11, "gcc", "-O3", FRAME_POINTERS[1], stripped=True, calls=True),
+    Cell(12, "zig", "-Os", FRAME_POINTERS[0], calls=True),
 ]
 
 
@@ -40,6 +44,7 @@ def test_every_parent_and_ending_is_true(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("calls", [False, True])
 @pytest.mark.parametrize("frame_pointer", FRAME_POINTERS)
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("compiler", COMPILERS)
@@ -49,9 +54,10 @@ def test_matrix(
     compiler: str,
     level: str,
     frame_pointer: str,
+    calls: bool,
     tmp_path: Path,
     plan_cache: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    cell = Cell(seed, compiler, level, frame_pointer, stripped=seed % 3 == 0)
+    cell = Cell(seed, compiler, level, frame_pointer, stripped=seed % 3 == 0, calls=calls)
     judge(cell, tmp_path, plan_cache, record_property)

@@ -6,6 +6,7 @@ import numpy as np
 from iced_x86 import Decoder, Mnemonic
 
 from callscope.format import STUB_BYTES, STUB_ENTRY, STUB_EXIT, STUB_LANDING, STUB_TAIL
+from callscope.patching.scope import FUNCTIONS, Scope
 from callscope.patching.worker import Part, plan_range
 from tests.builders.code import LOW, NO_FRAMES, text_of
 
@@ -14,9 +15,11 @@ EPILOGUE = bytes.fromhex("4883c408 5b 5d c3")  # add rsp,8; pop rbx; pop rbp; re
 PADDING = bytes.fromhex("660f1f440000")
 
 
-def plan(functions: list[bytes], pointers: tuple[int, ...] = (), gap: bytes = PADDING) -> Part:
+def plan(
+    functions: list[bytes], pointers: tuple[int, ...] = (), gap: bytes = PADDING, scope: Scope = FUNCTIONS
+) -> Part:
     text = text_of(functions, pointers, gap)
-    return plan_range(text, NO_FRAMES, 0, len(functions))
+    return plan_range(text, NO_FRAMES, scope, 0, len(functions))
 
 
 def stubs_called(part: Part) -> list[int]:
@@ -150,7 +153,7 @@ def test_a_landing_pad_is_recorded_where_it_begins() -> None:
     body = PROLOGUE + bytes.fromhex("e800000000") + EPILOGUE + pad
     place = LOW + len(body) - len(pad)
     text = text_of([body], gap=PADDING, landing_pads=(place,))
-    part = plan_range(text, NO_FRAMES, 0, 1)
+    part = plan_range(text, NO_FRAMES, FUNCTIONS, 0, 1)
     assert part.counts["landing"] == 1
     assert patched(part)[place] == 5
     assert STUB_LANDING in stubs_called(part)

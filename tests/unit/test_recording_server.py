@@ -24,7 +24,8 @@ from callscope.recording.session import Session
 
 SHELL = Path("/bin/sh").resolve()
 REPORT = {"image": "", "build_id": "", "functions": 3, "seconds": 0.1} | {
-    kind: {"patched": 3, "skipped": []} for kind in ("entries", "exits", "tail_jumps", "landing_pads")
+    kind: {"patched": 3, "skipped": []}
+    for kind in ("entries", "exits", "tail_jumps", "landing_pads", "calls", "returns")
 }
 
 

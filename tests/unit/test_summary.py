@@ -15,12 +15,13 @@ from callscope.recording.record import RecordResult
 from callscope.recording.summary import size_text, summary_lines
 from callscope.recording.survivors import Survivor
 
-COUNTS = EventCounts(calls=1234567, events=2469130, lost=0, threads=3, exact=True, wrapped=False)
+COUNTS = EventCounts(calls=1234567, sites=0, events=2469130, lost=0, threads=3, exact=True, wrapped=False)
 
 
 def image(path: str, functions: int, number: int = 1) -> PlannedImage:
     coverage = Coverage(functions - 1, [Skipped("f", 0, "too short")])
-    report = PlanReport(path, "", functions, coverage, coverage, Coverage(0, []), Coverage(0, []), 1.0)
+    none = Coverage(0, [])
+    report = PlanReport(path, "", functions, coverage, coverage, none, none, none, none, 1.0)
     files = PlanFiles(Path("p"), Path("f"), Path("r"), b"", functions, 1.0, False)
     return PlannedImage(path, path, files, number, report)
 

@@ -52,8 +52,7 @@ static const char *make_region(uint8_t *region, const struct cs_plan *plan, cons
                                uint32_t id_base) {
     const struct cs_plan_header *header = plan->header;
     int64_t shift = region - image->base - header->delta;
-    uint64_t frame_count = header->frames_bytes / CS_RUNTIME_FUNCTION_BYTES,
-             data = header->sites - header->code_bytes;
+    uint64_t frame_count = header->frames_bytes / CS_RUNTIME_FUNCTION_BYTES, data = header->sites - header->code_bytes;
     RUNTIME_FUNCTION *frames = (RUNTIME_FUNCTION *)(region + header->frames);
     ULONG old;
     memcpy(region, (const uint8_t *)header + header->region_offset, header->region_bytes);

@@ -60,7 +60,7 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--keep-last", callback=as_bytes, metavar="SIZE",
                      help="Flight recorder: keep the last SIZE bytes of events, such as 64M."),
         click.option("--calls", cls=OptionalValue, is_flag=False, flag_value="on", default="", metavar="[=once]",
-                     help="Record calls of untraced functions where they are made: of libraries, of other functions left "
+                     help="Record calls of untraced functions where they are made: of libraries, of functions left "
                           "out, through pointers. =once records nothing else, and each call site once."),
         click.option("-q", "--quiet", is_flag=True, help="No summary when the program has ended."),
     ]  # fmt: skip

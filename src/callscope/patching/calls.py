@@ -124,7 +124,7 @@ def _minds_the_stack(instruction: Instruction) -> bool:
     """Whether an instruction would do something else with the stack pointer eight bytes lower, other than by a memory
     operand, which can be adjusted.
     """
-    if instruction.is_stack_instruction or Register.ESP == instruction.memory_base:
+    if instruction.is_stack_instruction or instruction.memory_base == Register.ESP:
         return True
     return any(
         instruction.op_kind(number) == OpKind.REGISTER

@@ -69,8 +69,9 @@ class CodeBuffer:
 
     def cut(self, mark: tuple[int, ...]) -> None:
         """Forget everything since `mark`."""
-        for grown, size in zip((self.code, self.to_image, self.to_stub, self.to_flag, self.to_label), mark, strict=True):
-            del grown[size:]
+        code, to_image, to_stub, to_flag, to_label = mark
+        del self.code[code:], self.to_image[to_image:], self.to_stub[to_stub:]
+        del self.to_flag[to_flag:], self.to_label[to_label:]
 
 
 class Writer:

@@ -80,10 +80,10 @@ class Emitter(Writer):
             if run.red_zone:
                 code += _ABOVE_RED_ZONE
                 self.push(-128)
-        if run.returned:
-            self.stub(STUB_RETURNED)
         if run.landing:
             self.stub(STUB_LANDING)
+        if run.returned:  # behind a call of setjmp, that may not be what has come back
+            self.stub(STUB_RETURNED)
         moved: list[tuple[int, int]] = []
         closed = False
         raw = self._text.bytes_at(run.start, run.end - run.start)

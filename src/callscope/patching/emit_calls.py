@@ -1,8 +1,8 @@
 """Machine code for calls: those that moved into a trampoline, and those whose call site is recorded.
 
-A recorded call stays a call, at its place and of its length, but of a thunk: the return address on the stack is the true
-one, and the processor predicts the return. The thunk records and jumps to the target. Only a call that has moved for
-another reason pushes its return address by itself.
+A recorded call stays a call, at its place and of its length, but of a thunk: the return address on the stack is the
+true one, and the processor predicts the return. The thunk records and jumps to the target. Only a call that has moved
+for another reason pushes its return address by itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ _RELOAD_RCX = bytes.fromhex("488b0c24")  # mov rcx,[rsp]
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What a call calls: an address of the image, and the word that a linkage stub there jumps through; or an operand."""
+    """What a call calls: an address of the image, and the word that a linkage stub there jumps through; or an
+    operand.
+    """
 
     call: Instruction
     address: int | None
@@ -192,9 +194,7 @@ def _lower_operand(call: Instruction, down: int) -> MemoryOperand:
     if call.memory_base == Register.RSP:
         displacement += down
     scale = call.memory_index_scale
-    return MemoryOperand(
-        call.memory_base, call.memory_index, scale, displacement, 1, seg=call.segment_prefix
-    )
+    return MemoryOperand(call.memory_base, call.memory_index, scale, displacement, 1, seg=call.segment_prefix)
 
 
 def _encode(instruction: Instruction, original: Instruction) -> bytes:

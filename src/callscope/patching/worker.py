@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from callscope.binary import disassembly as dis
 from callscope.errors import PlanError
 from callscope.format import PATCH_NO_REL
+from callscope.patching.calls import CallSites
 from callscope.patching.code import CannotMoveError, Piece
 from callscope.patching.emit import Emitter
-from callscope.patching.calls import CallSites
 from callscope.patching.rescue import Rescue
 from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Refusal, Run
 from callscope.patching.scope import Scope

@@ -23,7 +23,7 @@ from callscope.native import LAUNCHER_NAME, library_path
 from callscope.recording.directory import default_directory
 from callscope.recording.mailbox import Mailbox
 from callscope.recording.options import RecordOptions
-from callscope.recording.plans import Plans
+from callscope.recording.plans import Plans, planner_of
 from callscope.recording.record import RecordResult, finish
 from callscope.recording.rules import Rules
 from callscope.recording.session import Session

@@ -20,7 +20,8 @@ MOST_CHUNKS = 4096
 
 @dataclass(frozen=True)
 class EventCounts:
-    """calls: entries recorded. sites: calls recorded where they were made. events: these, exits, tail jumps and landings. lost: events that found no room.
+    """calls: entries recorded. sites: calls recorded where they were made. events: these, exits, tail jumps, landings.
+    lost: events that found no room.
 
     exact: all of the file was counted. threads: that recorded something or could have. wrapped: a flight recorder has
     forgotten some.

@@ -25,8 +25,8 @@ from callscope.binary.symbols import open_symbols
 from callscope.errors import CallscopeError, PlanError
 from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME
 from callscope.patching.cache import PlanFiles, load_or_plan
-from callscope.patching.scope import Scope
 from callscope.patching.report import PlanReport
+from callscope.patching.scope import Scope
 from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
 from callscope.recording.unpacked import is_packed, is_windows_file, memory_image
