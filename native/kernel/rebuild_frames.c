@@ -182,7 +182,7 @@ static bool is_target(uint32_t function) {
 
 static int32_t target_name(const struct cs_rebuild *s, uint32_t function) {
     uint32_t site = function - CS_LAST_FUNCTION - 1;
-    return site < s->in.site_count ? s->in.target_names[site] : (int32_t)function;
+    return s->in.target_names && site < s->in.site_count ? s->in.target_names[site] : (int32_t)function;
 }
 
 /* Open a frame below `parent`, which may lie in any lane or be null, and is not looked at after the lane has grown. */

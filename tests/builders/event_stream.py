@@ -82,6 +82,17 @@ class Thread:
         self._event(records.EVENT_ENTRY, sp, function, returns_to)
         return call
 
+    def call_out(self, address: int, site: int = 0x40) -> None:
+        """The function at work calls what lies at an address; the call site is recorded."""
+        caller = self.frames[-1]
+        sp = caller.sp - frame_of(caller.function)
+        self._event(records.EVENT_CALL, sp, address, CODE + 0x100 * caller.function + site)
+
+    def came_back(self) -> None:
+        """A recorded call has returned to the function at work."""
+        caller = self.frames[-1]
+        self._event(records.EVENT_EXIT, caller.sp - frame_of(caller.function))
+
     def exit(self) -> None:
         """The function at work returns, and with it all that ended in tail jumps to it."""
         sp = self.frames[-1].sp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from iced_x86 import Decoder, Mnemonic
 
-from callscope.format import STUB_BYTES, STUB_ENTRY, STUB_EXIT, STUB_LANDING, STUB_TAIL
+from callscope.format import STUB_BYTES, STUB_CALL, STUB_ENTRY, STUB_EXIT, STUB_LANDING, STUB_RETURNED, STUB_TAIL
 from callscope.patching.scope import FUNCTIONS, Scope
 from callscope.patching.worker import Part, plan_range
 from tests.builders.code import LOW, NO_FRAMES, text_of
@@ -62,7 +62,7 @@ def test_entry_and_exit_of_a_plain_function() -> None:
     part = plan([PROLOGUE + bytes.fromhex("e800000000") + EPILOGUE])
     assert patched(part) == {LOW: 5, LOW + len(PROLOGUE) + 5 + 2 - 2: 5}
     assert stubs_called(part) == [STUB_ENTRY, STUB_EXIT]
-    assert part.counts == {"entry": 1, "exit": 1, "tail": 0, "landing": 0}
+    assert part.counts == {"entry": 1, "exit": 1, "tail": 0, "landing": 0, "call": 0, "return": 0}
     assert not part.refusals
     assert trampoline(part, LOW)[:2] == ["push rcx", "mov ecx,0"]
 
@@ -82,7 +82,7 @@ def test_a_tiny_function_moves_whole_with_its_ret() -> None:
 
 def test_lone_rets_without_padding_are_refused_with_their_reason() -> None:
     part = plan([b"\xc3", b"\xc3"], gap=b"")
-    assert part.counts == {"entry": 2, "exit": 2, "tail": 0, "landing": 0}
+    assert part.counts == {"entry": 2, "exit": 2, "tail": 0, "landing": 0, "call": 0, "return": 0}
     assert {kind for kind, reason in reasons(part) if "single byte" in reason} == {"entry", "exit"}
     assert len(part.refusals) == 4
     assert not len(part.patches)
@@ -157,3 +157,75 @@ def test_a_landing_pad_is_recorded_where_it_begins() -> None:
     assert part.counts["landing"] == 1
     assert patched(part)[place] == 5
     assert STUB_LANDING in stubs_called(part)
+
+
+LEAVING, ONCE = Scope("leaving"), Scope("leaving", once=True)
+
+
+def thunk(part: Part, call: int) -> list[str]:
+    """The instructions of the thunk that the five bytes of a patch ending behind `call` call."""
+    (row,) = [row for row in part.patches if row["rva"] <= call < row["rva"] + row["length"] and 0xE8 in row["new"]]
+    decoder = Decoder(64, part.code[int(row["target"]) :], ip=int(row["target"]))
+    found = []
+    for instruction in decoder:
+        found.append(f"{instruction}".replace("qword ptr ", "").replace("dword ptr ", ""))
+        if instruction.mnemonic == Mnemonic.JMP:
+            return found
+    raise AssertionError("the thunk does not end in a jump")
+
+
+def test_a_long_indirect_call_becomes_a_call_of_a_thunk_of_the_same_length() -> None:
+    call = bytes.fromhex("ff9080000000")  # call [rax+128]
+    part = plan([PROLOGUE + call + bytes.fromhex("4889c3 4889d9") + EPILOGUE], scope=LEAVING)
+    place = LOW + len(PROLOGUE)
+    (row,) = [row for row in part.patches if row["rva"] == place]
+    assert row["new"].tolist()[:2] == [0x67, 0xE8]
+    assert row["length"] == len(call)
+    assert part.counts["call"] == part.counts["return"] == 1
+    assert not part.refusals
+    code = thunk(part, place)
+    assert code[:2] == ["push rcx", "mov ecx,[rax+80h]"]
+    assert code[-2:] == ["pop rcx", "jmp [rax+80h]"]
+    assert STUB_RETURNED in stubs_called(part)
+
+
+def test_a_short_call_takes_what_is_before_it_along() -> None:
+    before = bytes.fromhex("488b7c2408")  # mov rdi,[rsp+8]
+    part = plan([PROLOGUE + bytes.fromhex("90" * 5) + before + bytes.fromhex("ffd0") + EPILOGUE], scope=LEAVING)
+    code = thunk(part, LOW + len(PROLOGUE) + 10)
+    assert code[:3] == ["mov rdi,[rsp+10h]", "push rcx", "mov ecx,eax"]
+    assert code[-1] == "jmp rax"
+    assert patched(part)[LOW + len(PROLOGUE) + 5] == 7
+
+
+def test_a_short_call_that_a_jump_leads_to_is_refused() -> None:
+    # test eax,eax; jz to the call; mov rdi,rbx; call rax
+    body = PROLOGUE + bytes.fromhex("90" * 5 + "85c0 7403 4889df ffd0") + EPILOGUE
+    part = plan([body], scope=LEAVING)
+    assert [reason for kind, reason in reasons(part) if kind == "call"] == [
+        "a jump leads to it, and it is too short for a call of a thunk"
+    ]
+
+
+def test_a_call_through_the_stack_finds_its_operand() -> None:
+    part = plan([PROLOGUE + bytes.fromhex("90" * 5 + "ff942400010000") + EPILOGUE], scope=LEAVING)  # call [rsp+256]
+    code = thunk(part, LOW + len(PROLOGUE) + 5)
+    assert code[1] == "mov ecx,[rsp+110h]"
+    assert code[-1] == "jmp [rsp+108h]"
+
+
+def test_calls_within_the_image_are_recorded_only_when_all_are() -> None:
+    body = PROLOGUE + bytes.fromhex("90" * 5)
+    call = b"\xe8" + (len(EPILOGUE) + len(PADDING)).to_bytes(4, "little")
+    functions = [body + call + EPILOGUE, PROLOGUE + EPILOGUE]
+    assert plan(functions, scope=LEAVING).counts["call"] == 0
+    assert plan(functions, scope=Scope("all")).counts["call"] == 1
+
+
+def test_once_records_only_call_sites_and_each_has_a_byte() -> None:
+    body = PROLOGUE + bytes.fromhex("ff9080000000 90 ff9188000000") + EPILOGUE
+    part = plan([body, body], scope=ONCE)
+    assert set(stubs_called(part)) == {STUB_CALL}
+    assert part.flags == 4
+    assert sorted({number for _, number in part.to_flag.tolist()}) == [0, 1, 2, 3]
+    assert not part.entered

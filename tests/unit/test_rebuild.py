@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from callscope import format as records
-from tests.builders.event_stream import CLOCK_STEP, STACK, Thread, Truth, given, rebuild
+from callscope.calls.kernel import CALLS_ONCE, CALLS_RECORDED, PassInput
+from tests.builders.event_stream import CLOCK_STEP, CODE, STACK, Thread, Truth, given, rebuild
 
 SIGNAL_STACK = 0x1234_F000
 
@@ -135,6 +136,89 @@ def test_calls_through_untraced_code_are_marked() -> None:
     found = rebuild(bytes(thread.data))
     assert [call.parent for call in found.calls] == [-1, 0]
     assert found.rows["gap"].tolist() == [0, 1]
+
+
+ELSEWHERE = 0x7777_0000
+
+
+def with_sites(flags: int = CALLS_RECORDED) -> PassInput:
+    told = given()
+    told.calls = flags
+    return told
+
+
+def test_a_recorded_call_of_something_untraced_is_a_call_until_it_returns() -> None:
+    thread = Thread()
+    thread.enter(1)
+    thread.call_out(ELSEWHERE)
+    thread.came_back()
+    thread.call_out(ELSEWHERE + 0x100)
+    thread.call_out(ELSEWHERE)  # where the one before came back to was not patched
+    thread.came_back()
+    thread.exit()
+    found = rebuild(bytes(thread.data), with_sites())
+    first, second = (call.function for call in found.calls[1:3])
+    assert records.LAST_FUNCTION < first != second > records.LAST_FUNCTION
+    assert found.calls == [
+        Truth(1, -1, "return"), Truth(first, 0, "return"), Truth(second, 0, "return"), Truth(first, 0, "return"),
+    ]  # fmt: skip
+    assert found.rows["duration_ns"].tolist() == [6 * CLOCK_STEP, CLOCK_STEP, CLOCK_STEP, CLOCK_STEP]
+    assert found.counts["unmatched"] == 0
+
+
+def test_the_entry_of_what_was_called_takes_the_place_of_its_call() -> None:
+    thread = Thread()
+    thread.enter(1)
+    thread.call_out(CODE + 0x200)
+    thread.enter(2)
+    thread.exit()
+    thread.came_back()
+    thread.exit()
+    found = rebuild(bytes(thread.data), with_sites(), cuts=(32,))
+    assert found.calls == thread.truth
+
+
+def test_a_signal_between_a_call_and_its_entry_makes_no_second_call() -> None:
+    thread = Thread()
+    thread.enter(1)
+    thread.call_out(CODE + 0x200)
+    thread.switch(SIGNAL_STACK)
+    thread.enter(9)
+    thread.exit()
+    thread.back()
+    thread.enter(2)
+    thread.enter(3)
+    thread.exit()
+    thread.exit()
+    thread.came_back()
+    thread.exit()
+    found = rebuild(bytes(thread.data), with_sites())
+    assert len(found.calls) == 4
+    assert [call.parent for call in found.calls] == [-1, 0, 1, 1]
+    assert [call.ended_by for call in found.calls] == ["return"] * 4
+
+
+def test_a_landing_unwinds_recorded_calls() -> None:
+    thread = Thread()
+    thread.enter(1)
+    thread.enter(2)
+    thread.call_out(ELSEWHERE)
+    thread.unwind(1)
+    thread.exit()
+    found = rebuild(bytes(thread.data), with_sites())
+    assert [call.ended_by for call in found.calls] == ["return", "unwound", "unwound"]
+
+
+def test_calls_recorded_once_have_no_extent() -> None:
+    thread = Thread()
+    thread.enter(1)
+    outer, thread.data = len(thread.data), bytearray()
+    assert outer
+    thread.call_out(ELSEWHERE)
+    thread.call_out(ELSEWHERE + 0x100)
+    found = rebuild(bytes(thread.data), with_sites(CALLS_RECORDED | CALLS_ONCE))
+    assert [call.parent for call in found.calls] == [-1, -1]
+    assert found.rows["duration_ns"].tolist() == [0, 0]
 
 
 def test_epochs_and_skips() -> None:

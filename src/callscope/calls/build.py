@@ -121,7 +121,7 @@ def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, A
         _learn(threads, pool.map(go_over, threads))
         for thread, result in zip(threads, pool.map(go_over, threads), strict=True):
             thread.result = result
-        targets = Targets(trace)
+        targets = Targets(trace, (thread.counted for thread in threads))
         with Paths() as paths:
             sites: list[tuple[int, np.void]] = []
             first = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,10 @@ class Target:
 class Targets:
     """Gives ids to the targets of one trace; those new to it are in `found`."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, results: Iterable[PassResult]) -> None:
+        """`results`: of all threads, for what was entered there."""
         self.found: list[Target] = []
+        self._entered = {function for result in results for function in np.unique(result.nodes["function"]).tolist()}
         self._modules = trace.modules
         self._images = {image.id_base: image for image in trace.images if image.is_known}
         self._linkage = Linkage(trace.modules)
@@ -57,7 +60,8 @@ class Targets:
             image = self._images.get(loaded.id_base) if loaded.is_traced else None
             if image is not None:
                 index = int(np.searchsorted(image.functions["rva"], rva))
-                if index < len(image.functions) and image.functions["rva"][index] == rva:
+                is_start = index < len(image.functions) and image.functions["rva"][index] == rva
+                if is_start and image.id_base + index in self._entered:
                     return image.id_base + index
         else:
             rva = int(site["return_address"])
