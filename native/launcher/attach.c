@@ -58,7 +58,7 @@ static int call(DWORD id, const char *function, const struct cs_start *start, co
     HANDLE process = OpenProcess(ACCESS, FALSE, id);
     BOOL is_32_bit = FALSE;
     if (!process)
-        return cs_fail("the process cannot be opened", which);
+        return cs_fail_system("the process cannot be opened", which);
     if (IsWow64Process(process, &is_32_bit) && is_32_bit)
         return cs_fail("it is a 32-bit process", which);
     void *place = cs_place(process, function, start);

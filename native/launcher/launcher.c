@@ -70,6 +70,23 @@ int cs_fail(const char *what, const WCHAR *subject) {
     return CS_FAILED;
 }
 
+int cs_fail_system(const char *what, const WCHAR *subject) {
+    static char text[256];
+    DWORD error = GetLastError(), divisor = 1000000000;
+    uint32_t at = 0;
+    for (; what[at] && at < sizeof text - 32; at++)
+        text[at] = what[at];
+    for (const char *more = " (Windows error "; *more; more++)
+        text[at++] = *more;
+    while (divisor > 1 && error < divisor)
+        divisor /= 10;
+    for (; divisor; divisor /= 10)
+        text[at++] = (char)('0' + error / divisor % 10);
+    text[at++] = ')';
+    text[at] = 0;
+    return cs_fail(text, subject);
+}
+
 static int dispatch(void) {
     static WCHAR words[ARGUMENT_LIMIT][4096];
     WCHAR *rest = GetCommandLineW();

@@ -12,6 +12,8 @@
 
 /* Say what went wrong; the exit status to end with. */
 int cs_fail(const char *what, const WCHAR *subject);
+/* The same of what the system refused: with the number of its last error. */
+int cs_fail_system(const char *what, const WCHAR *subject);
 
 /* Run a program with the agent: its exit status. `path` begins its `command` line, `arguments` are the rest. */
 int cs_run(const struct cs_start *start, const WCHAR *path, WCHAR *command, const WCHAR *arguments);

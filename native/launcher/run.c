@@ -82,7 +82,7 @@ int cs_run(const struct cs_start *start, const WCHAR *path, WCHAR *command, cons
     SetConsoleCtrlHandler(ignore, TRUE);
     command = as_on_windows(&path, command, arguments);
     if (!CreateProcessW(path, command, NULL, NULL, TRUE, CREATE_SUSPENDED, NULL, NULL, &startup, &child))
-        return cs_fail("the program cannot be started", path);
+        return cs_fail_system("the program cannot be started", path);
     tie(child.hProcess);
     void *place = cs_place(child.hProcess, "callscope_start", start);
     if (!place || !QueueUserAPC((PAPCFUNC)place, child.hThread, (ULONG_PTR)place)) {
