@@ -1,5 +1,6 @@
 """Attaching to Windows programs that run, again and again."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,10 +11,10 @@ import pytest
 
 from callscope.recording.wine import find_wine
 from tests.builders.tracing import callscope
-from tests.builders.windows import Windows, calls_of, lacking
+from tests.builders.windows import Windows, calls_of, compile_windows, lacking
 
 pytestmark = pytest.mark.skipif(lacking() is not None, reason=lacking() or "")
-ROUNDS = 10
+ROUNDS = 9
 """More than the agent has places for the files of sessions."""
 
 
@@ -53,3 +54,40 @@ def test_a_traced_process_must_be_detached_first(running: Path, windows: Windows
     assert callscope(["detach", running.name], windows.cache).status == 0
     assert callscope(["detach", running.name], windows.cache).status == 1
     assert callscope([*words, tmp_path / "b"], windows.cache).status == 0
+
+
+LONGEST_PAUSE = 50_000
+"""microseconds that attaching may stop a program of 1,000 functions"""
+ATTACHMENTS = 5
+
+
+@pytest.mark.long
+def test_attaching_stops_a_program_for_50_ms_at_most(
+    windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program says how long it was held up. The best of several attachments: other programs hold it up, too."""
+    program = compile_windows("windows_pauses.c", tmp_path / "pauses.exe")
+    for name, value in windows.environment.items():
+        monkeypatch.setenv(name, value)
+    pauses = []
+    for number in range(ATTACHMENTS):
+        command = [find_wine(), str(program), "6"]
+        with subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            words: list[str | Path] = [
+                "attach",
+                program.name,
+                "--duration",
+                "500ms",
+                "-q",
+                "-o",
+                tmp_path / str(number),
+            ]
+            outcome = callscope(words, windows.cache)
+            assert outcome.status == 0, outcome.errors
+            pauses.append(max(int(line.split()[1]) for line in process.stdout))
+        assert process.returncode == 0
+    told = json.loads(callscope(["info", "--format", "json", tmp_path / "0"], windows.cache).output)
+    assert told["modules"][0]["functions"] >= 1000
+    assert min(pauses) <= LONGEST_PAUSE, pauses
