@@ -25,7 +25,8 @@ struct cs_block {
     uint64_t spare;                /* number of a chunk claimed but without memory (disk full), or 0 */
     uint32_t thread;
     uint32_t tid;
-    void *lanes; /* of the depth filter, to be freed with the block */
+    void *lanes;     /* of the depth filter, to be freed with the block */
+    uint64_t handle; /* what the program's thread library calls the thread; 0: unknown */
     char name[16];
 } __attribute__((aligned(128)));
 

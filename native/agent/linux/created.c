@@ -1,6 +1,10 @@
-/* Who made which thread, and from which call. The new thread begins in hooks.S, takes its package, and goes on to the
- * function it was made for as if it had been called by the C library. */
+/* Who made which thread, and from which call; what threads are called. The new thread begins in hooks.S, takes its
+ * package, and goes on to the function it was made for as if it had been called by the C library. */
+#include <errno.h>
+#include <linux/prctl.h>
+
 #include "../core/agent.h"
+#include "../core/memory.h"
 #include "../core/system.h"
 #include "crash.h"
 #include "interpose.h"
@@ -19,6 +23,13 @@ static struct package packages[PACKAGES];
 struct beginning {
     uint64_t start, argument;
 };
+
+/* pthread_self(): the thread pointer, which points to itself (System V ABI, 3.4.2). */
+static uint64_t own_handle(void) {
+    uint64_t handle;
+    __asm__("mov %%fs:0, %0" : "=r"(handle));
+    return handle;
+}
 
 void *cs_thread_create_next(void) {
     return cs_next(CS_NEXT_PTHREAD_CREATE);
@@ -53,12 +64,56 @@ struct beginning cs_thread_begin(struct package *package) {
     struct cs_thread_created created = package->created;
     __atomic_store_n(&package->used, 0, __ATOMIC_RELEASE);
     uint64_t signals = cs_system_block_signals();
-    const struct cs_block *block = cs_thread_block();
+    struct cs_block *block = cs_thread_block();
     if (block) {
+        block->handle = own_handle();
         struct cs_part part = {&created, sizeof created};
         cs_journal_write(CS_JOURNAL_THREAD_CREATED, cs_tsc(), block, &part, 1);
         cs_stack_give();
     }
     cs_system_restore_signals(signals);
     return beginning;
+}
+
+static struct cs_block *block_of(uint64_t handle) {
+    struct cs_process *process = cs_session.process;
+    if (handle == own_handle())
+        return cs_self()->block->used ? cs_self()->block : NULL;
+    for (uint32_t i = process->first_block; i < process->block_count; i++)
+        if (cs_session.blocks[i].used && cs_session.blocks[i].handle == handle)
+            return &cs_session.blocks[i];
+    return NULL;
+}
+
+/* A thread has been given a name. Readers take the last one. */
+static void named(uint64_t handle, const char *name) {
+    if (!cs_session.events || cs_process_ignored() || cs_session.process->pid != cs_system_pid())
+        return;
+    uint64_t signals = cs_system_block_signals(), bytes = cs_text_length(name);
+    struct cs_block *block = block_of(handle);
+    if (block) {
+        memset(block->name, 0, sizeof block->name);
+        memcpy(block->name, name, bytes < sizeof block->name ? bytes : sizeof block->name - 1);
+        cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, block->name);
+    }
+    cs_system_restore_signals(signals);
+}
+
+CS_INTERPOSE int pthread_setname_np(uint64_t thread, const char *name) {
+    int (*real)(uint64_t, const char *) = cs_next(CS_NEXT_PTHREAD_SETNAME);
+    int result = real ? real(thread, name) : ENOSYS;
+    if (!result)
+        named(thread, name);
+    return result;
+}
+
+CS_INTERPOSE int prctl(int option, unsigned long a, unsigned long b, unsigned long c, unsigned long d) {
+    int (*real)(int, unsigned long, unsigned long, unsigned long, unsigned long) = cs_next(CS_NEXT_PRCTL);
+    int result = real ? real(option, a, b, c, d) : -1;
+    if (!result && option == PR_SET_NAME) {
+        char name[CS_THREAD_NAME_BYTES];
+        cs_system_thread_name(name);
+        named(own_handle(), name);
+    }
+    return result;
 }

@@ -3,10 +3,15 @@
 #include "linux.h"
 
 static const char *const names[CS_NEXT_COUNT] = {
-    [CS_NEXT_SIGACTION] = "sigaction",           [CS_NEXT_SIGNAL] = "signal",
-    [CS_NEXT_SYSV_SIGNAL] = "sysv_signal",       [CS_NEXT_SIGSET] = "sigset",
-    [CS_NEXT_SIGALTSTACK] = "sigaltstack",       [CS_NEXT_EXIT] = "_exit",
+    [CS_NEXT_SIGACTION] = "sigaction",
+    [CS_NEXT_SIGNAL] = "signal",
+    [CS_NEXT_SYSV_SIGNAL] = "sysv_signal",
+    [CS_NEXT_SIGSET] = "sigset",
+    [CS_NEXT_SIGALTSTACK] = "sigaltstack",
+    [CS_NEXT_EXIT] = "_exit",
     [CS_NEXT_PTHREAD_CREATE] = "pthread_create",
+    [CS_NEXT_PTHREAD_SETNAME] = "pthread_setname_np",
+    [CS_NEXT_PRCTL] = "prctl",
 };
 static void *found[CS_NEXT_COUNT];
 
