@@ -209,7 +209,8 @@ def _leave_routine(unwinder: Unwinder, agent: Module, registers: Registers, exac
     if not (frame.function or "").startswith(_ROUTINES):
         return without_volatile(caller)
     start = frame.start - agent.base
-    code = bytes(open_image(agent.path).view(start, min(rip - frame.start, 64)))
+    executed = min(rip - frame.start, 64)
+    code = bytes(open_image(agent.path).view(start, executed)) if executed else b""
     top = caller["rsp"]
     out = {name: caller[name] if caller.get(name) is not None else registers.get(name) for name in registers}
     for index, name in enumerate(pushed_first(code)):

@@ -27,6 +27,8 @@ from callscope.trace.processes import Module
 
 MOST_FRAMES = 4096
 _ADDRESSES = 1 << 64
+_LARGEST_SPAN = 1 << 32
+"""of an image: what is said to be larger is damage"""
 
 
 class Image:
@@ -109,7 +111,7 @@ class Unwinder:
 
     def module_at(self, address: int) -> Module | None:
         """The module that lay there."""
-        return next((module for module in self._modules if 0 <= address - module.base < module.span), None)
+        return next((m for m in self._modules if 0 <= address - m.base < min(m.span, _LARGEST_SPAN)), None)
 
     def word(self, address: int) -> int | None:
         """The 64-bit number there, or None when it was not copied."""

@@ -25,8 +25,8 @@ ORDER BY t.start_ns, t.thread
 def threads(database: Database, trace: Trace) -> list[dict[str, Any]]:
     """Every thread, in order of their starts. Times in nanoseconds since the session's start.
 
-    end_ns: of its last call where its end was seen later, None where it ran on to the trace's end. created_by: None for a
-    process's first thread, else the creator's tid, the time, the call that was open (its id, None where none was
+    end_ns: of its last call where its end was seen later, None where it ran on to the trace's end. created_by: None for
+    a process's first thread, else the creator's tid, the time, the call that was open (its id, None where none was
     recorded), and function, file and line that the creating call returns to.
     """
     rows = database.rows(_THREADS)
