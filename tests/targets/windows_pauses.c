@@ -1,5 +1,5 @@
-/* 1,000 functions called in turn by two threads; the first says how long it was held up at most. `windows_pauses SECONDS`
- * prints a line "pause N", microseconds, for each fifth of a second. */
+/* 1,000 functions called in turn by two threads; the first says how long it was held up at most. `windows_pauses
+ * SECONDS` prints a line "pause N", microseconds, for each fifth of a second. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <windows.h>
@@ -11,17 +11,21 @@
     }
 #define TEN(n) ONE(n##0) ONE(n##1) ONE(n##2) ONE(n##3) ONE(n##4) ONE(n##5) ONE(n##6) ONE(n##7) ONE(n##8) ONE(n##9)
 #define HUNDRED(n) TEN(n##0) TEN(n##1) TEN(n##2) TEN(n##3) TEN(n##4) TEN(n##5) TEN(n##6) TEN(n##7) TEN(n##8) TEN(n##9)
-HUNDRED(1) HUNDRED(2) HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(a)
+HUNDRED(1)
+HUNDRED(2)
+HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(a)
 
 #define NAME(n) work_##n,
 #define TEN_NAMES(n)                                                                                                   \
     NAME(n##0) NAME(n##1) NAME(n##2) NAME(n##3) NAME(n##4) NAME(n##5) NAME(n##6) NAME(n##7) NAME(n##8) NAME(n##9)
 #define HUNDRED_NAMES(n)                                                                                               \
-    TEN_NAMES(n##0) TEN_NAMES(n##1) TEN_NAMES(n##2) TEN_NAMES(n##3) TEN_NAMES(n##4) TEN_NAMES(n##5) TEN_NAMES(n##6)    \
-    TEN_NAMES(n##7) TEN_NAMES(n##8) TEN_NAMES(n##9)
-static int (*const all[])(int) = {HUNDRED_NAMES(1) HUNDRED_NAMES(2) HUNDRED_NAMES(3) HUNDRED_NAMES(4) HUNDRED_NAMES(5)
-                                      HUNDRED_NAMES(6) HUNDRED_NAMES(7) HUNDRED_NAMES(8) HUNDRED_NAMES(9)
-                                          HUNDRED_NAMES(a)};
+    TEN_NAMES(n##0)                                                                                                    \
+    TEN_NAMES(n##1)                                                                                                    \
+    TEN_NAMES(n##2) TEN_NAMES(n##3) TEN_NAMES(n##4) TEN_NAMES(n##5) TEN_NAMES(n##6) TEN_NAMES(n##7) TEN_NAMES(n##8)    \
+        TEN_NAMES(n##9)
+    static int (*const all[])(int) = {HUNDRED_NAMES(1) HUNDRED_NAMES(2) HUNDRED_NAMES(3) HUNDRED_NAMES(4)
+                                          HUNDRED_NAMES(5) HUNDRED_NAMES(6) HUNDRED_NAMES(7) HUNDRED_NAMES(8)
+                                              HUNDRED_NAMES(9) HUNDRED_NAMES(a)};
 #define COUNT (sizeof all / sizeof *all)
 
 static LONGLONG microseconds(void) {

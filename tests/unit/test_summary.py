@@ -53,6 +53,19 @@ def test_run_points_past_the_report(result: RecordResult) -> None:
     assert summary_lines(result, reported=True)[-1] == "next: callscope tree git.trace"
 
 
+@pytest.mark.parametrize(
+    ("status", "journal", "said"),
+    [
+        (139, JournalSummary(processes=1, crashes=1), "the program was ended by SIGSEGV: callscope crash "),
+        (139, JournalSummary(processes=1, handled={11}), "the program was ended by SIGSEGV: callscope crash "),
+        (137, JournalSummary(processes=1, handled={11}), "the program was ended by SIGKILL\n"),
+        (7, JournalSummary(processes=2, crashes=1), "a process crashed: callscope crash "),
+    ],
+)
+def test_a_crash_has_a_report(status: int, journal: JournalSummary, said: str, result: RecordResult) -> None:
+    assert said in "\n".join(summary_lines(replace(result, exit_status=status, journal=journal)))
+
+
 def test_everything_that_went_wrong_is_said(result: RecordResult) -> None:
     journal = JournalSummary(processes=1, notes=["the events file is full"], refused={"/lib/a.so": 2})
     wrong = replace(

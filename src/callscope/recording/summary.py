@@ -58,14 +58,16 @@ def figures(result: RecordResult) -> str:
 
 def ending(result: RecordResult) -> Iterator[str]:
     """The signal that ended the program, if one did, and where to read about it."""
-    known = f"callscope crash {shlex.quote(shorten(result.trace))}" if result.journal.crashes else None
+    # What the program's handler was called for ended it all the same, if that is its status.
+    recorded = result.journal.crashes or result.exit_status - 128 in result.journal.handled
+    known = f"callscope crash {shlex.quote(shorten(result.trace))}" if recorded else None
     with suppress(ValueError):
         if result.exit_status > 128:
             name = signal.Signals(result.exit_status - 128).name
             yield f"the program was ended by {name}" + (f": {known}" if known else "")
             return
     if known:
-        yield f"a fault ended {'a process' if not result.exit_status else 'the program'}: {known}"
+        yield f"a process crashed: {known}"
 
 
 def faults(result: RecordResult) -> Iterator[str]:
