@@ -132,8 +132,10 @@ def test_attach_while_it_draws_and_detach(screen: Screen, tmp_path: Path) -> Non
             before = screen.picture()
             wait_until(lambda: not np.array_equal(before, screen.picture()))
             assert program.poll() is None
-            again = callscope("attach", name)
-            assert "traced already" in again.stderr
+            again = callscope("attach", name, "--duration", "1s", "-o", trace)
+            assert again.returncode == 0, again.stderr
+            before = screen.picture()
+            wait_until(lambda: not np.array_equal(before, screen.picture()))
         finally:
             subprocess.run(["wineserver", "-k"], env=screen.environment, check=False)
     shown = callscope("calls", trace, "--format", "json", "-f", "frame")

@@ -13,7 +13,8 @@
 #define HUNDRED(n) TEN(n##0) TEN(n##1) TEN(n##2) TEN(n##3) TEN(n##4) TEN(n##5) TEN(n##6) TEN(n##7) TEN(n##8) TEN(n##9)
 HUNDRED(1)
 HUNDRED(2)
-HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(a)
+HUNDRED(3)
+HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(a)
 
 #define NAME(n) work_##n,
 #define TEN_NAMES(n)                                                                                                   \
@@ -21,11 +22,14 @@ HUNDRED(3) HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUN
 #define HUNDRED_NAMES(n)                                                                                               \
     TEN_NAMES(n##0)                                                                                                    \
     TEN_NAMES(n##1)                                                                                                    \
-    TEN_NAMES(n##2) TEN_NAMES(n##3) TEN_NAMES(n##4) TEN_NAMES(n##5) TEN_NAMES(n##6) TEN_NAMES(n##7) TEN_NAMES(n##8)    \
-        TEN_NAMES(n##9)
-    static int (*const all[])(int) = {HUNDRED_NAMES(1) HUNDRED_NAMES(2) HUNDRED_NAMES(3) HUNDRED_NAMES(4)
-                                          HUNDRED_NAMES(5) HUNDRED_NAMES(6) HUNDRED_NAMES(7) HUNDRED_NAMES(8)
-                                              HUNDRED_NAMES(9) HUNDRED_NAMES(a)};
+    TEN_NAMES(n##2)                                                                                                    \
+    TEN_NAMES(n##3) TEN_NAMES(n##4) TEN_NAMES(n##5) TEN_NAMES(n##6) TEN_NAMES(n##7) TEN_NAMES(n##8) TEN_NAMES(n##9)
+    // clang-format off
+static int (*const all[])(int) = {
+    HUNDRED_NAMES(1) HUNDRED_NAMES(2) HUNDRED_NAMES(3) HUNDRED_NAMES(4) HUNDRED_NAMES(5)
+    HUNDRED_NAMES(6) HUNDRED_NAMES(7) HUNDRED_NAMES(8) HUNDRED_NAMES(9) HUNDRED_NAMES(a)
+};
+// clang-format on
 #define COUNT (sizeof all / sizeof *all)
 
 static LONGLONG microseconds(void) {
