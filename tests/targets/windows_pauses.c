@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <windows.h>
 
+// clang-format off: it moves lines of macros without end
 #define ONE(n)                                                                                                         \
     __attribute__((noinline)) static int work_##n(int value) {                                                         \
         volatile int sum = value * 3 + 0x##n;                                                                          \
@@ -24,8 +25,7 @@ HUNDRED(4) HUNDRED(5) HUNDRED(6) HUNDRED(7) HUNDRED(8) HUNDRED(9) HUNDRED(a)
     TEN_NAMES(n##1)                                                                                                    \
     TEN_NAMES(n##2)                                                                                                    \
     TEN_NAMES(n##3) TEN_NAMES(n##4) TEN_NAMES(n##5) TEN_NAMES(n##6) TEN_NAMES(n##7) TEN_NAMES(n##8) TEN_NAMES(n##9)
-    // clang-format off
-static int (*const all[])(int) = {
+    static int (*const all[])(int) = {
     HUNDRED_NAMES(1) HUNDRED_NAMES(2) HUNDRED_NAMES(3) HUNDRED_NAMES(4) HUNDRED_NAMES(5)
     HUNDRED_NAMES(6) HUNDRED_NAMES(7) HUNDRED_NAMES(8) HUNDRED_NAMES(9) HUNDRED_NAMES(a)
 };
