@@ -52,6 +52,7 @@ CS_EXPORT void cs_rebuild_close(struct cs_rebuild *s) {
     free(s->site_states);
     free(s->site_slots);
     free(s->late);
+    free(s->captured);
     free(s->out.items);
     free(s->assumed.items);
     free(s->resumed.items);
@@ -157,7 +158,18 @@ static void call(struct cs_rebuild *s, const uint32_t event[4]) {
     s->call_function = CS_LAST_FUNCTION + 1 + target;
 }
 
-static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint64_t left) {
+/* An EXTENDED record of `units` times 8 bytes at `at`. */
+static void extended(struct cs_rebuild *s, uint32_t type, uint32_t units, uint64_t at) {
+    struct cs_captured found = {.offset = at + 8, .bytes = (units - 1) * 8, .kind = type};
+    if (type == CS_EXTENDED_RESULT) {
+        s->result = found;
+    } else if (type == CS_EXTENDED_ARGUMENTS && s->in.emit && s->entered != 0 && s->entered == s->calls) {
+        found.call = s->calls - 1;
+        cs_append_captured(s, found);
+    }
+}
+
+static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint64_t at, uint64_t left) {
     uint32_t argument = event[1] >> 3, sp = event[1] & ~CS_EVENT_KIND_MASK;
     switch (event[1] & CS_EVENT_KIND_MASK) {
     case CS_EVENT_TAIL:
@@ -180,6 +192,7 @@ static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint
             s->unknown++;
             return left;
         }
+        extended(s, event[0], argument, at);
         return (uint64_t)argument * 8;
     default:
         s->unknown += event[1] != 0; /* a time without a kind: its writer was killed or jumped out of there */
@@ -243,12 +256,14 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
         }
         if (kind == CS_EVENT_ENTRY) {
             at += 16;
+            s->entered = 0;
             if (event[2] == 0) {
                 s->unfinished++;
             } else if (event[2] > CS_LAST_FUNCTION) {
                 s->unknown++;
             } else {
                 entry(s, event);
+                s->entered = s->calls;
             }
         } else if (kind == CS_EVENT_CALL) {
             at += 16;
@@ -260,9 +275,16 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
         } else if (kind == CS_EVENT_EXIT) {
             at += 8;
             advance(s, event[0]);
-            cs_frames_exit(s, event[1] & ~CS_EVENT_KIND_MASK);
+            uint64_t ended = cs_frames_exit(s, event[1] & ~CS_EVENT_KIND_MASK);
+            if (s->result.kind != 0) {
+                if (s->in.emit && ended != CS_NO_CALL) {
+                    s->result.call = ended;
+                    cs_append_captured(s, s->result);
+                }
+                s->result.kind = 0;
+            }
         } else {
-            at += other(s, event, length - at);
+            at += other(s, event, at, length - at);
         }
     }
     *offset = at;
@@ -271,6 +293,13 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
         rows->count = s->rows.count;
     }
     return s->status;
+}
+
+CS_EXPORT uint64_t cs_rebuild_captured(struct cs_rebuild *s, const struct cs_captured **out) {
+    uint64_t count = s->captured_count;
+    *out = s->captured;
+    s->captured_count = 0;
+    return count;
 }
 
 CS_EXPORT int cs_rebuild_finish(struct cs_rebuild *s, struct cs_call_rows *rows) {

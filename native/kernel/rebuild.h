@@ -149,6 +149,14 @@ struct cs_rebuild_result {
     uint64_t node_count, site_count, late_count, bucket_count, out_count, assumed_count, resumed_count;
 };
 
+/* What was captured of a call: `bytes` bytes at `offset` of what was fed last. */
+struct cs_captured {
+    uint64_t call; /* number in the thread */
+    uint64_t offset;
+    uint32_t bytes;
+    uint32_t kind; /* EXTENDED_ARGUMENTS or EXTENDED_RESULT */
+};
+
 struct cs_rebuild;
 
 /* Begin a pass over one thread. 0, or CS_REBUILD_NO_MEMORY or CS_REBUILD_BAD_ARGUMENT. */
@@ -159,6 +167,9 @@ int cs_rebuild_open(const struct cs_rebuild_input *input, struct cs_rebuild **ou
  * and the same chunk. On an error `offset` is where it happened. `rows` may be null in the first pass. */
 int cs_rebuild_feed(struct cs_rebuild *rebuild, const uint8_t *bytes, uint64_t length, uint64_t tsc, uint64_t *offset,
                     struct cs_call_rows *rows);
+
+/* Second pass: what the events fed since the last time had captured; valid until the next feed. */
+uint64_t cs_rebuild_captured(struct cs_rebuild *rebuild, const struct cs_captured **out);
 
 /* The thread has no more events: close what is open. */
 int cs_rebuild_finish(struct cs_rebuild *rebuild, struct cs_call_rows *rows);

@@ -31,6 +31,21 @@ bool cs_append64(struct cs_list64 *list, uint64_t value) {
     return true;
 }
 
+bool cs_append_captured(struct cs_rebuild *s, struct cs_captured value) {
+    if (s->captured_count == s->captured_capacity) {
+        uint64_t capacity = s->captured_capacity ? s->captured_capacity * 2 : 256;
+        struct cs_captured *items = realloc(s->captured, capacity * sizeof *items);
+        if (items == NULL) {
+            cs_fail(s, CS_REBUILD_NO_MEMORY);
+            return false;
+        }
+        s->captured = items;
+        s->captured_capacity = capacity;
+    }
+    s->captured[s->captured_count++] = value;
+    return true;
+}
+
 /* Learn something about a function, once. */
 static void note(struct cs_rebuild *s, uint32_t function, uint8_t fact, struct cs_list32 *list) {
     if (function < s->in.function_limit && !(s->facts[function] & fact)) {
@@ -461,8 +476,10 @@ static struct cs_frame *go_to_frame(struct cs_rebuild *s, uint32_t sp) {
     return top_of(lane);
 }
 
-void cs_frames_exit(struct cs_rebuild *s, uint32_t sp) {
-    if (go_to_frame(s, sp)) {
+uint64_t cs_frames_exit(struct cs_rebuild *s, uint32_t sp) {
+    const struct cs_frame *frame = go_to_frame(s, sp);
+    uint64_t call = frame ? frame->call : CS_NO_CALL;
+    if (frame) {
         struct cs_lane *lane = cs_current(s);
         pop_at(s, lane, sp, CS_ENDED_RETURN);
         if (lane->count == 0) {
@@ -470,6 +487,7 @@ void cs_frames_exit(struct cs_rebuild *s, uint32_t sp) {
             cs_lanes_leave_empty(s);
         }
     }
+    return call;
 }
 
 void cs_frames_tail(struct cs_rebuild *s, uint32_t sp) {

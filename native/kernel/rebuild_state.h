@@ -115,6 +115,11 @@ struct cs_rebuild {
     uint64_t calls, block; /* the number of the next call; of the first of this block */
     uint64_t resumed_at;   /* in in.resumed: the first not below `calls` */
     struct cs_call_rows rows;
+    /* what was captured; `result`: it belongs to the EXIT that follows */
+    struct cs_captured *captured;
+    uint64_t captured_count, captured_capacity;
+    uint64_t entered; /* calls, when an ENTRY was the last event */
+    struct cs_captured result;
     /* a CALL event that waits for the next one: an ENTRY of what it called tells more */
     bool has_call;
     uint32_t call_sp, call_site, call_return, call_function;
@@ -143,11 +148,14 @@ int64_t cs_lane_find(const struct cs_lane *lane, uint32_t sp);
 
 /* rebuild_frames.c */
 void cs_frames_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint32_t site);
-void cs_frames_exit(struct cs_rebuild *s, uint32_t sp);
+/* The number of the call that ended, or CS_NO_CALL. */
+uint64_t cs_frames_exit(struct cs_rebuild *s, uint32_t sp);
+#define CS_NO_CALL UINT64_MAX
 void cs_frames_tail(struct cs_rebuild *s, uint32_t sp);
 void cs_frames_landing(struct cs_rebuild *s, uint32_t sp);
 void cs_frames_clear(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by);
 bool cs_append32(struct cs_list32 *list, uint32_t value);
+bool cs_append_captured(struct cs_rebuild *s, struct cs_captured value);
 bool cs_append64(struct cs_list64 *list, uint64_t value);
 
 static inline void cs_fail(struct cs_rebuild *s, int status) {

@@ -30,6 +30,8 @@ EVENT_EXTENDED = 5
 EVENT_LANDING = 6
 EVENT_CALL = 7
 EVENT_KIND_MASK = 7
+EXTENDED_ARGUMENTS = 1
+EXTENDED_RESULT = 2
 LAST_FUNCTION = 0x3FFFFFFF
 CONTROL_EPOCH = 1
 CONTROL_SKIP = 2
@@ -78,7 +80,20 @@ STUB_TAIL_RED_ZONE = 4
 STUB_LANDING = 5
 STUB_CALL = 6
 STUB_RETURNED = 7
-STUB_COUNT = 8
+STUB_ENTRY_CAPTURE = 8
+STUB_ENTRY_CAPTURE_RED_ZONE = 9
+STUB_EXIT_CAPTURE = 10
+STUB_COUNT = 11
+CAPTURE_VALUE = 0
+CAPTURE_MEMORY = 1
+CAPTURE_TEXT = 2
+CAPTURE_STRING = 3
+CAPTURE_STRING_LIBCXX = 4
+CAPTURE_UNREADABLE = 0xFFFF
+CAPTURE_VECTOR = 32
+CAPTURE_STACK = 64
+CAPTURE_X87 = 65
+CAPTURE_LONGEST = 1024
 FUNCTION_ENTRY = 1
 FUNCTION_EXITS = 2
 FUNCTION_TAILS = 4
@@ -300,6 +315,8 @@ PLAN_HEADER = np.dtype(
         ("text_count", "<u4"),
         ("image_kind", "<u4"),
         ("sites", "<u8"),
+        ("captures", "<u8"),
+        ("captures_bytes", "<u8"),
         ("moved_offset", "<u8"),
         ("moved_count", "<u4"),
         ("checksum", "<u4"),
@@ -325,6 +342,28 @@ PATCH = np.dtype(
         ("reserved1", "<u4"),
         ("old", "u1", (8,)),
         ("new", "u1", (8,)),
+    ]
+)
+
+# What to record of a function's arguments and result: entry_count and then exit_count capture_op records follow.
+CAPTURE = np.dtype(
+    [
+        ("function", "<u4"),
+        ("bytes", "<u2"),
+        ("entry_count", "<u2"),
+        ("exit_count", "<u2"),
+        ("reserved0", "<u2"),
+        ("reserved1", "<u4"),
+    ]
+)
+
+# One step of a capture. Integer registers have the processor's numbers: rax 0, rcx 1, rdx 2, rbx 3, rsp 4, rbp 5, rsi 6, rdi 7, r8 to r15.
+CAPTURE_OP = np.dtype(
+    [
+        ("action", "u1"),
+        ("source", "u1"),
+        ("bytes", "<u2"),
+        ("offset", "<i4"),
     ]
 )
 

@@ -164,6 +164,20 @@ enum cs_note {
 void cs_note(enum cs_note code, const char *text);
 void cs_note_module(enum cs_note code, const char *reason, const char *path);
 
+/* ---- capture.c */
+/* What a routine kept of the registers, in the order it lies on the stack. */
+struct cs_kept {
+    uint64_t rbp, rflags, r11, r10, r9, r8, rdi, rsi, rdx, capture, rax, back, rcx;
+};
+/* The 16-byte vector registers 0 to 7. */
+struct cs_vectors {
+    uint64_t words[8][2];
+};
+/* From routines.inc: record an entry with its arguments, or an exit with its result. `place` is where the traced call's
+ * return address lies. */
+void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place);
+void cs_capture_exit(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place);
+
 /* ---- depth.c */
 /* The depth filter, from routines.inc: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */
 bool cs_depth_enter(uint64_t sp);

@@ -14,7 +14,9 @@ static bool region_fits(const struct cs_plan_header *header, uint64_t bytes) {
            header->code_bytes <= region && !(header->symfile & page) && header->symfile <= region &&
            header->symfile_bytes <= region - header->symfile && header->frames <= region &&
            header->frames_bytes <= region - header->frames && !(header->sites & page) &&
-           header->sites >= header->code_bytes && header->sites <= region;
+           header->sites >= header->code_bytes && header->sites <= region && !(header->captures & 7) &&
+           header->captures >= header->code_bytes && header->captures <= region &&
+           header->captures_bytes <= region - header->captures;
 }
 
 static bool selected(const struct cs_plan *plan, uint32_t function) {
@@ -110,6 +112,20 @@ bool cs_plan_shift(const struct cs_plan *plan, uint8_t *region, int64_t shift) {
     for (uint32_t i = 0; shift && i < plan->header->fixup_count; i++)
         if (!add_to_displacement(region + plan->fixups[i], -shift))
             return false;
+    return true;
+}
+
+bool cs_plan_number_captures(const struct cs_plan *plan, uint8_t *region, uint32_t id_base) {
+    uint64_t at = plan->header->captures, end = at + plan->header->captures_bytes;
+    while (at < end) {
+        struct cs_capture *capture = (struct cs_capture *)(region + at);
+        if (end - at < sizeof *capture || capture->bytes % 8 || capture->bytes > end - at ||
+            capture->bytes <
+                sizeof *capture + (capture->entry_count + capture->exit_count) * sizeof(struct cs_capture_op))
+            return false;
+        capture->function += id_base;
+        at += capture->bytes;
+    }
     return true;
 }
 

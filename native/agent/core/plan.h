@@ -27,6 +27,9 @@ uint64_t cs_plan_pages(const struct cs_plan *plan);
 /* Move displacements of the region by -shift: it lies `shift` bytes from where it was planned. */
 bool cs_plan_shift(const struct cs_plan *plan, uint8_t *region, int64_t shift);
 
+/* Give the region's capture records the function ids of this session. False when they are damaged. */
+bool cs_plan_number_captures(const struct cs_plan *plan, uint8_t *region, uint32_t id_base);
+
 /* The agent's routines for this session, in the order of STUB_*, of the set number `set` that the system has. */
 const uint64_t *cs_plan_routines(uint32_t set);
 

@@ -28,6 +28,9 @@ void cs_system_thread_name(char name[CS_THREAD_NAME_BYTES]);
 /* Give way to another thread while waiting for a short lock. */
 void cs_system_yield(void);
 
+/* Copy up to `bytes` bytes of this process from an address that may not be mapped; how many could be read. */
+size_t cs_system_peek(void *to, uint64_t address, size_t bytes);
+
 /* Private zeroed memory, or NULL. */
 void *cs_system_memory(size_t bytes);
 void cs_system_release(void *memory, size_t bytes);

@@ -5,7 +5,9 @@
 
     .intel_syntax noprefix
 #define ARGUMENT1 rdi
+#define ARGUMENT2 rsi
 #define ARGUMENT2_32 esi
+#define ARGUMENT3 rdx
 #define ARGUMENT3_32 edx
 
     .macro bound name
@@ -111,6 +113,7 @@
 #include "../core/routines.inc"
 
     routine_set
+    capture_routines
 
     /* In place of the loader's empty function for debuggers. */
     routine cs_loader_changed

@@ -151,7 +151,9 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
     struct cs_plan_outcome outcome;
     cs_plan_write_stubs(region, reply->id_base, cs_plan_routines(0));
     const char *reason = NULL;
-    if (!cs_plan_shift(plan, region, shift) || !seal_region(region, header))
+    if (!cs_plan_number_captures(plan, region, reply->id_base))
+        reason = "damaged plan";
+    else if (!cs_plan_shift(plan, region, shift) || !seal_region(region, header))
         reason = "its trampolines cannot be made executable";
     else
         reason = write_patches(plan, image, shift, &outcome);

@@ -4,6 +4,7 @@
 #include <linux/futex.h>
 #include <linux/prctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #include "../core/agent.h"
@@ -55,6 +56,18 @@ void cs_system_thread_name(char name[CS_THREAD_NAME_BYTES]) {
 
 void cs_system_yield(void) {
     cs_call3(SYS_sched_yield, 0, 0, 0);
+}
+
+size_t cs_system_peek(void *to, uint64_t address, size_t bytes) {
+    /* Reading stops at the first piece that is not all there. */
+    uint64_t first = 4096 - address % 4096;
+    struct iovec local = {to, bytes}, remote[2] = {{(void *)address, bytes}, {0}};
+    if (first < bytes) {
+        remote[0].iov_len = first;
+        remote[1] = (struct iovec){(void *)(address + first), bytes - first};
+    }
+    long read = cs_call6(SYS_process_vm_readv, cs_call3(SYS_getpid, 0, 0, 0), (long)&local, 1, (long)remote, first < bytes ? 2 : 1, 0);
+    return cs_failed(read) ? 0 : (size_t)read;
 }
 
 void *cs_system_memory(size_t bytes) {

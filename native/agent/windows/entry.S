@@ -9,7 +9,9 @@
 
     .intel_syntax noprefix
 #define ARGUMENT1 rcx
+#define ARGUMENT2 rdx
 #define ARGUMENT2_32 edx
+#define ARGUMENT3 r8
 #define ARGUMENT3_32 r8d
 
     .macro bound name
@@ -176,6 +178,7 @@
     routine_set
     .set wide, 1
     routine_set _wide
+    capture_routines
 
     /* What trampolines call after detaching. */
     routine cs_off

@@ -71,6 +71,7 @@ NTSTATUS NTAPI NtAllocateVirtualMemory(HANDLE process, void **base, ULONG_PTR ze
 NTSTATUS NTAPI NtFreeVirtualMemory(HANDLE process, void **base, SIZE_T *bytes, ULONG type);
 NTSTATUS NTAPI NtProtectVirtualMemory(HANDLE process, void **base, SIZE_T *bytes, ULONG protection, ULONG *old);
 NTSTATUS NTAPI NtWriteVirtualMemory(HANDLE process, void *base, const void *data, SIZE_T bytes, SIZE_T *written);
+NTSTATUS NTAPI NtReadVirtualMemory(HANDLE process, const void *base, void *data, SIZE_T bytes, SIZE_T *read);
 NTSTATUS NTAPI NtQueryVirtualMemory(HANDLE process, const void *base, ULONG class, void *out, SIZE_T bytes,
                                     SIZE_T *returned);
 NTSTATUS NTAPI NtCreateSection(HANDLE *section, ACCESS_MASK access, OBJECT_ATTRIBUTES *attributes, LARGE_INTEGER *size,

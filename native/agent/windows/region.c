@@ -58,6 +58,8 @@ static const char *make_region(uint8_t *region, const struct cs_plan *plan, cons
     memcpy(region, (const uint8_t *)header + header->region_offset, header->region_bytes);
     cs_plan_write_stubs(region, id_base, cs_plan_routines(cs_slots_wide));
     shift_frames(frames, frame_count, shift);
+    if (!cs_plan_number_captures(plan, region, id_base))
+        return "damaged plan";
     if (!cs_plan_shift(plan, region, shift) || !protect(region, header->code_bytes, PAGE_EXECUTE_READ, &old) ||
         (data && !protect(region + header->code_bytes, data, PAGE_READONLY, &old)))
         return "its trampolines cannot be made executable";

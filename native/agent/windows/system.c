@@ -108,6 +108,18 @@ void cs_system_yield(void) {
     NtYieldExecution();
 }
 
+size_t cs_system_peek(void *to, uint64_t address, size_t bytes) {
+    SIZE_T read = 0, first = 4096 - address % 4096;
+    if (first >= bytes || first >= 4096)
+        first = bytes;
+    if (NtReadVirtualMemory(CS_SELF, (const void *)address, to, first, &read) || read < first || first == bytes)
+        return read;
+    /* What is on the next page may not be there. */
+    SIZE_T more = 0;
+    NtReadVirtualMemory(CS_SELF, (const void *)(address + first), (uint8_t *)to + first, bytes - first, &more);
+    return first + more;
+}
+
 void *cs_system_memory(size_t bytes) {
     void *base = NULL;
     SIZE_T size = bytes;

@@ -29,6 +29,8 @@
 #define CS_EVENT_LANDING 6u
 #define CS_EVENT_CALL 7u
 #define CS_EVENT_KIND_MASK 7u
+#define CS_EXTENDED_ARGUMENTS 1u
+#define CS_EXTENDED_RESULT 2u
 #define CS_LAST_FUNCTION 0x3fffffffu
 #define CS_CONTROL_EPOCH 1u
 #define CS_CONTROL_SKIP 2u
@@ -77,7 +79,20 @@
 #define CS_STUB_LANDING 5u
 #define CS_STUB_CALL 6u
 #define CS_STUB_RETURNED 7u
-#define CS_STUB_COUNT 8u
+#define CS_STUB_ENTRY_CAPTURE 8u
+#define CS_STUB_ENTRY_CAPTURE_RED_ZONE 9u
+#define CS_STUB_EXIT_CAPTURE 10u
+#define CS_STUB_COUNT 11u
+#define CS_CAPTURE_VALUE 0u
+#define CS_CAPTURE_MEMORY 1u
+#define CS_CAPTURE_TEXT 2u
+#define CS_CAPTURE_STRING 3u
+#define CS_CAPTURE_STRING_LIBCXX 4u
+#define CS_CAPTURE_UNREADABLE 0xffffu
+#define CS_CAPTURE_VECTOR 32u
+#define CS_CAPTURE_STACK 64u
+#define CS_CAPTURE_X87 65u
+#define CS_CAPTURE_LONGEST 1024u
 #define CS_FUNCTION_ENTRY 1u
 #define CS_FUNCTION_EXITS 2u
 #define CS_FUNCTION_TAILS 4u
@@ -285,11 +300,13 @@ struct cs_plan_header {
     uint32_t text_count;
     uint32_t image_kind;
     uint64_t sites; /* offset in the region, page-aligned, up to whose end it stays writable: a byte for each call site that is recorded once */
+    uint64_t captures; /* offset in the region of capture records, each followed by its operations */
+    uint64_t captures_bytes;
     uint64_t moved_offset; /* moved records */
     uint32_t moved_count;
     uint32_t checksum; /* FNV-1a of the header before this field */
 };
-_Static_assert(sizeof(struct cs_plan_header) == 200, "plan_header");
+_Static_assert(sizeof(struct cs_plan_header) == 216, "plan_header");
 
 /* An instruction of the image that now runs in the region. Sorted by address, each once. */
 struct cs_moved {
@@ -310,6 +327,26 @@ struct cs_patch {
     uint8_t new[8];
 };
 _Static_assert(sizeof(struct cs_patch) == 32, "patch");
+
+/* What to record of a function's arguments and result: entry_count and then exit_count capture_op records follow. */
+struct cs_capture {
+    uint32_t function; /* index in the plan; the agent adds the module's id_base */
+    uint16_t bytes; /* of this record and its operations */
+    uint16_t entry_count;
+    uint16_t exit_count;
+    uint16_t reserved0;
+    uint32_t reserved1;
+};
+_Static_assert(sizeof(struct cs_capture) == 16, "capture");
+
+/* One step of a capture. Integer registers have the processor's numbers: rax 0, rcx 1, rdx 2, rbx 3, rsp 4, rbp 5, rsi 6, rdi 7, r8 to r15. */
+struct cs_capture_op {
+    uint8_t action;
+    uint8_t source;
+    uint16_t bytes;
+    int32_t offset; /* of the source's bytes; for what a register points to: from there */
+};
+_Static_assert(sizeof(struct cs_capture_op) == 8, "capture_op");
 
 /* An executable range of the image, page-aligned. */
 struct cs_text_range {

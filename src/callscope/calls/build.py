@@ -18,14 +18,15 @@ import numpy as np
 
 from callscope import format as records
 from callscope.calls import kernel
-from callscope.calls.kernel import PassInput, PassResult, Paths, rebuild_pass
+from callscope.calls.captures import CapturesWriter
+from callscope.calls.kernel import Captured, PassInput, PassResult, Paths, rebuild_pass
 from callscope.calls.tables import CallsWriter, write_tables
 from callscope.calls.targets import Targets
 from callscope.errors import TraceError
 from callscope.trace.open import Trace
 from callscope.trace.processes import ends
 
-TABLE_VERSION = 3
+TABLE_VERSION = 4
 DIRECTORY = "calls"
 META = "meta.json"
 WORKERS = 2
@@ -142,10 +143,15 @@ def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, A
             nodes, outermost = paths.result()
 
         def write(thread: ThreadCalls) -> None:
-            with CallsWriter(target, thread.number, thread.first_call) as writer:
+            with (
+                CallsWriter(target, thread.number, thread.first_call) as writer,
+                CapturesWriter(target, thread.number, thread.first_call) as captures,
+            ):
                 for step in rebuild_pass(reader, thread.chunks, thread.given, []):
                     if isinstance(step, int):
                         steps.advance(step)
+                    elif isinstance(step, Captured):
+                        captures.write(step)
                     else:
                         writer.write(step)
 

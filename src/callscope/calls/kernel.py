@@ -38,6 +38,7 @@ NODE = np.dtype(
     [("parent", "<u4"), ("function", "<u4"), ("depth", "<u4"), ("reserved", "<u4"), ("calls", "<u8"),
      ("total_ns", "<i8"), ("self_ns", "<i8"), ("min_ns", "<i8"), ("max_ns", "<i8")]
 )  # fmt: skip
+CAPTURED = np.dtype([("call", "<u8"), ("offset", "<u8"), ("bytes", "<u4"), ("kind", "<u4")])
 BUCKET = np.dtype([("function", "<u4"), ("bucket", "<u4"), ("calls", "<u8")])
 COLUMNS: dict[str, str] = {
     "up": "<i8",
@@ -121,6 +122,14 @@ class PassInput:
     target_names: NDArray[np.int32] | None = None
 
 
+@dataclass(frozen=True)
+class Captured:
+    """What a chunk holds of arguments and results: CAPTURED records, and the bytes that they point into."""
+
+    rows: NDArray[np.void]
+    data: NDArray[np.uint8]
+
+
 @dataclass
 class PassResult:
     """What a pass found. `counts`: the figures of `struct cs_rebuild_result`; arrays are copies."""
@@ -137,8 +146,9 @@ class PassResult:
 
 def rebuild_pass(
     reader: EventsReader, chunks: NDArray[np.void], given: PassInput, result: list[PassResult]
-) -> Iterator[dict[str, NDArray[Any]] | int]:
-    """Go over one thread's chunks. Yields, in order, bytes read so far (int) and, when emitting, batches of columns.
+) -> Iterator[dict[str, NDArray[Any]] | int | Captured]:
+    """Go over one thread's chunks. Yields, in order, bytes read so far (int) and, when emitting, batches of columns and
+    what was captured.
 
     The arrays of a batch are views, good until the next step. At the end the pass's result is appended to `result`.
     Raises NativeError.
@@ -166,6 +176,8 @@ def rebuild_pass(
                     ctypes.byref(offset),
                     rows_at,
                 )
+                if emit and (captured := _captured(handle, buffer)) is not None:
+                    yield captured
                 if status != _ROWS_FULL:
                     _check(status)
                     break
@@ -182,6 +194,17 @@ def rebuild_pass(
     finally:
         library.cs_rebuild_close(handle)
         del kept
+
+
+def _captured(handle: ctypes.c_void_p, buffer: NDArray[np.uint8]) -> Captured | None:
+    place = ctypes.c_void_p()
+    function = kernel().cs_rebuild_captured
+    function.restype = ctypes.c_uint64
+    count = function(handle, ctypes.byref(place))
+    if not count:
+        return None
+    rows = np.frombuffer(ctypes.string_at(place.value or 0, count * CAPTURED.itemsize), CAPTURED)
+    return Captured(rows, buffer)
 
 
 def _input(given: PassInput, emit: bool) -> tuple[_Input, list[Any]]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from callscope.calls.captures import read_layouts
 from callscope.calls.names import ImageNames
 from callscope.calls.targets import Target
 from callscope.trace.open import Trace
@@ -165,6 +166,7 @@ def _write_functions(
     rows: list[dict[str, Any]] = []
     for image in trace.images:
         ids = called[(called >= image.id_base) & (called < image.id_base + image.image.function_count)]
+        layouts = read_layouts(trace.path / image.image.arguments, trace.warnings) if image.image.arguments else {}
         known = image.functions[ids - image.id_base] if image.is_known else np.zeros(len(ids), image.functions.dtype)
         build_id = (
             bytes.fromhex(image.image.build_id) if isinstance(image.image.build_id, str) else image.image.build_id
@@ -186,6 +188,7 @@ def _write_functions(
                     "line": line,
                     "owner": image.id_base + int(function["owner"]),
                     "traced": True,
+                    "captures": layouts.get(str(number - image.id_base)),
                 }
             )
     rows += _target_rows(trace, names, targets)
@@ -204,6 +207,7 @@ def _write_functions(
             "line": pa.int32(),
             "owner": pa.int32(),
             "traced": pa.bool_(),
+            "captures": pa.string(),
         },
     )
 
@@ -235,6 +239,7 @@ def _target_rows(
                     "line": line,
                     "owner": target.function_id,
                     "traced": False,
+                    "captures": None,
                 }
             )
     return rows

@@ -62,6 +62,12 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--calls", cls=OptionalValue, is_flag=False, flag_value="on", default="", metavar="[=once]",
                      help="Record calls of untraced functions where they are made: of libraries, of functions left "
                           "out, through pointers. =once records nothing else, and each call site once."),
+        click.option("--args", is_flag=True,
+                     help="Record arguments and results, as far as debug information or --prototypes tell of them."),
+        click.option("--args-of", multiple=True, metavar="GLOB", help="Record those of the functions that match."),
+        click.option("--raw-args", is_flag=True,
+                     help="Record the registers of integer arguments where nothing tells of them."),
+        click.option("--prototypes", type=path, metavar="FILE", help="C declarations of functions, for --args."),
         click.option("-q", "--quiet", is_flag=True, help="No summary when the program has ended."),
     ]  # fmt: skip
     for option in reversed(options):

@@ -24,6 +24,7 @@ from callscope.patching.report import PlanReport
 from callscope.patching.scope import FUNCTIONS, Scope
 
 PLANNER_VERSION = 11
+ARGUMENTS_SUFFIX = ".arguments"
 _BLOCK = 1 << 20
 
 
@@ -38,6 +39,12 @@ class PlanFiles:
     function_count: int
     seconds: float
     cached: bool
+
+    @property
+    def arguments(self) -> Path | None:
+        """The layouts of what is captured of arguments, by function index, as JSON; None when nothing is."""
+        path = self.plan.with_suffix(ARGUMENTS_SUFFIX)
+        return path if path.is_file() else None
 
     def read_report(self) -> PlanReport:
         """The coverage report. Raises PlanError when the file is damaged."""
@@ -70,6 +77,9 @@ def load_or_plan(
     path = Path(path)
     build_id = read_build_id(path)
     key = f"{build_id.hex() or _hash(path)}-v{PLANNER_VERSION}{scope.suffix}"
+    if scope.arguments is not None:
+        status = path.stat()  # what debug information it holds is not in the build-id
+        key += f"-{status.st_size:x}-{status.st_mtime_ns:x}"
     directory = _directory()
     files = {suffix: directory / f"{key}.{suffix}" for suffix in ("plan", "functions", "json")}
     kept = not fresh and all(file.is_file() for file in files.values())
@@ -82,6 +92,9 @@ def load_or_plan(
 
         plan = plan_image(path, jobs, progress, scope)
         _write(files["functions"], functions_bytes(plan))
+        if plan.text.captures:
+            layouts = {str(index): capture.layout for index, capture in plan.text.captures.items()}
+            _write(files["plan"].with_suffix(ARGUMENTS_SUFFIX), json.dumps(layouts).encode())
         _write(files["json"], json.dumps(make_report(plan).to_json()).encode())
         _write(files["plan"], plan_bytes(plan))
         count = len(plan.functions.rva)

@@ -52,26 +52,28 @@ class Piece:
 class CodeBuffer:
     """Growing machine code with the places of displacements that depend on where it will lie (byte offsets).
 
-    `to_flag`: those to the byte of a call site, with its number.
+    `to_flag`: those to the byte of a call site, with its number. `to_capture`: those to a capture record, with its
+    function's index.
     """
 
     code: bytearray = field(default_factory=bytearray)
     to_image: list[int] = field(default_factory=list)
     to_stub: list[int] = field(default_factory=list)
     to_flag: list[tuple[int, int]] = field(default_factory=list)
+    to_capture: list[tuple[int, int]] = field(default_factory=list)
     to_label: list[tuple[int, int]] = field(default_factory=list)
     labels: dict[int, int] = field(default_factory=dict)
     flags: int = 0
 
     def mark(self) -> tuple[int, ...]:
         """Where it stands, for `cut`."""
-        return len(self.code), len(self.to_image), len(self.to_stub), len(self.to_flag), len(self.to_label)
+        return len(self.code), len(self.to_image), len(self.to_stub), len(self.to_flag), len(self.to_capture), len(self.to_label)
 
     def cut(self, mark: tuple[int, ...]) -> None:
         """Forget everything since `mark`."""
-        code, to_image, to_stub, to_flag, to_label = mark
+        code, to_image, to_stub, to_flag, to_capture, to_label = mark
         del self.code[code:], self.to_image[to_image:], self.to_stub[to_stub:]
-        del self.to_flag[to_flag:], self.to_label[to_label:]
+        del self.to_flag[to_flag:], self.to_capture[to_capture:], self.to_label[to_label:]
 
 
 class Writer:
@@ -126,6 +128,12 @@ class Writer:
         out.to_flag.append((len(out.code), number))
         out.code += struct.pack("<i", number - (len(out.code) + 4))
 
+    def capture(self, function: int) -> None:
+        """A 32-bit displacement, the last bytes of its instruction, to the capture record of a function."""
+        out = self.out
+        out.to_capture.append((len(out.code), function))
+        out.code += struct.pack("<i", -(len(out.code) + 4))
+
     def copy_relative(self, instruction: Instruction, raw: bytes, decoder: Decoder) -> None:
         """An instruction with an operand relative to itself, `raw` as it stands and just decoded."""
         out, code = self.out, self.out.code
@@ -168,8 +176,10 @@ def _relative(target: int, end: int) -> bytes:
     return struct.pack("<i", target - end)
 
 
-def shift_displacements(code: NDArray[np.uint8], positions: NDArray[np.int64], amount: int) -> None:
-    """Add `amount` to the 32-bit displacements at `positions` (byte offsets) of `code`, in place.
+def shift_displacements(
+    code: NDArray[np.uint8], positions: NDArray[np.int64], amount: int | NDArray[np.int64]
+) -> None:
+    """Add `amount` (one, or one for each) to the 32-bit displacements at `positions` (byte offsets) of `code`, in place.
 
     Raises PlanError when one does not fit any more.
     """

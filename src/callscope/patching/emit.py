@@ -9,8 +9,11 @@ from iced_x86 import Decoder, Instruction
 from callscope.binary import disassembly as dis
 from callscope.format import (
     STUB_ENTRY,
+    STUB_ENTRY_CAPTURE,
+    STUB_ENTRY_CAPTURE_RED_ZONE,
     STUB_ENTRY_RED_ZONE,
     STUB_EXIT,
+    STUB_EXIT_CAPTURE,
     STUB_LANDING,
     STUB_RETURNED,
     STUB_TAIL,
@@ -25,6 +28,7 @@ from callscope.patching.windows import long_displacement
 _PUSH_RCX = b"\x51"
 _POP_RCX = b"\x59"
 _MOV_ECX = b"\xb9"
+_LEA_RCX = bytes.fromhex("488d0d")  # lea rcx,[rip+...]
 _BELOW_RED_ZONE = bytes.fromhex("488d6424 80")  # lea rsp,[rsp-128]
 _ABOVE_RED_ZONE = bytes.fromhex("488da424 80000000")  # lea rsp,[rsp+128]
 
@@ -73,8 +77,13 @@ class Emitter(Writer):
                 self.push(128)
             code += _PUSH_RCX
             self.push(8)
-            code += _MOV_ECX + struct.pack("<I", run.function)
-            self.stub(STUB_ENTRY_RED_ZONE if run.red_zone else STUB_ENTRY)
+            if run.function in self._text.captures:
+                code += _LEA_RCX
+                self.capture(run.function)
+                self.stub(STUB_ENTRY_CAPTURE_RED_ZONE if run.red_zone else STUB_ENTRY_CAPTURE)
+            else:
+                code += _MOV_ECX + struct.pack("<I", run.function)
+                self.stub(STUB_ENTRY_RED_ZONE if run.red_zone else STUB_ENTRY)
             code += _POP_RCX
             self.push(-8)
             if run.red_zone:
@@ -113,7 +122,7 @@ class Emitter(Writer):
                 code += raw
             return kind == dis.STOP
         if kind == dis.RET:
-            self.stub(STUB_EXIT)
+            self._exit(instruction.ip)
             code += raw
             return True
         if kind == dis.INDIRECT_JUMP:
@@ -148,6 +157,22 @@ class Emitter(Writer):
             moved_call(self, self._text, instruction, instruction.ip in self._calls)
             return True
         raise CannotMoveError(f"holds {raw.hex()}, which cannot be moved")
+
+    def _exit(self, address: int) -> None:
+        function = self._text.function_at(address)
+        owner = int(self._text.owners[function]) if function is not None else -1
+        capture = self._text.captures.get(owner)
+        if capture is None or not capture.exit:
+            self.stub(STUB_EXIT)
+            return
+        code = self.out.code
+        code += _PUSH_RCX
+        self.push(8)
+        code += _LEA_RCX
+        self.capture(owner)
+        self.stub(STUB_EXIT_CAPTURE)
+        code += _POP_RCX
+        self.push(-8)
 
     def _tail_stub(self, conditional: bool) -> None:
         code = self.out.code

@@ -52,7 +52,9 @@ def plan_bytes(plan: Plan) -> bytes:
     bases = fmt.PLAN_PAGE + np.concatenate([[0], np.cumsum([_align(len(part.code)) for part in plan.parts])])
     code_bytes = _pages(int(bases[-1]))
     frames = _frames(plan, bases, code_bytes)
-    sites = _pages(frames.offset + len(frames.data))
+    captures = frames.offset + (len(frames.data) + 7 & -8)
+    capture_data, capture_places = _captures(plan)
+    sites = _pages(captures + len(capture_data))
     first_site = np.concatenate([[0], np.cumsum([part.flags for part in plan.parts])])
     region_bytes = _pages(sites + int(first_site[-1]))
     delta = planned_delta(plan, region_bytes)
@@ -64,11 +66,13 @@ def plan_bytes(plan: Plan) -> bytes:
         shift_displacements(code, part.to_image, -(delta + base))
         shift_displacements(code, part.to_stub, -base)
         shift_displacements(code, part.to_flag[:, 0], sites + first - base)
+        shift_displacements(code, part.to_capture[:, 0], captures - base + capture_places[part.to_capture[:, 1]])
         region[base : base + len(code)] = code.tobytes()
         fixups.append(part.to_image + base)
         patches.append(_patches(plan, part.patches, delta + base))
     region[code_bytes : code_bytes + len(frames.symbols)] = frames.symbols
     region[frames.offset : frames.offset + len(frames.data)] = frames.data
+    region[captures : captures + len(capture_data)] = capture_data
     all_patches = np.concatenate(patches)
     all_patches = all_patches[np.argsort(all_patches["rva"], kind="stable")]
     all_fixups = np.concatenate(fixups).astype("<u4")
@@ -105,6 +109,8 @@ def plan_bytes(plan: Plan) -> bytes:
         "moved_offset": moved_offset,
         "moved_count": len(moved),
         "sites": sites,
+        "captures": captures,
+        "captures_bytes": len(capture_data),
     }.items():
         header[name] = value
     header["build_id"] = _build_id(plan.image.build_id)
@@ -119,6 +125,16 @@ def plan_bytes(plan: Plan) -> bytes:
     ):
         out[offset : offset + len(data)] = data
     return bytes(out + region)
+
+
+def _captures(plan: Plan) -> tuple[bytes, NDArray[np.int64]]:
+    """The capture records, and by function index the offset of each, int64, shape (functions,)."""
+    places = np.zeros(len(plan.functions.rva), np.int64)
+    data = bytearray()
+    for index, capture in sorted(plan.text.captures.items()):
+        places[index] = len(data)
+        data += capture.record(index)
+    return bytes(data), places
 
 
 def header_checksum(header: NDArray[np.void]) -> int:

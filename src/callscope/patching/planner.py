@@ -24,6 +24,7 @@ from callscope.binary.image import Image
 from callscope.binary.open import open_image, unwinding
 from callscope.binary.pe_unwind import UnwindTable
 from callscope.errors import PlanError
+from callscope.patching.arguments import find_captures
 from callscope.patching.barriers import build_text, code_bounds
 from callscope.patching.runs import KINDS, Refusal
 from callscope.patching.scope import FUNCTIONS, Scope
@@ -92,6 +93,7 @@ def plan_image(
         edges = _scan(functions, jobs, tell)
     edges = merge([edges, _scan_gaps(image, functions, low, high)])
     text = build_text(image, source, functions, edges)
+    text.captures = find_captures(image, functions, scope.arguments) if scope.arguments else {}
     rules = SehFrames(source, text) if isinstance(source, UnwindTable) else EhFrames(frames)
     _shared.update(text=text, frames=rules, scope=scope)
     parts = _run(_plan_task, _ranges(functions, jobs), jobs, tell)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from iced_x86 import Decoder, Instruction
 from numpy.typing import NDArray
 
 from callscope.binary import disassembly as dis
+from callscope.patching.capture import Capture
 from callscope.patching.runs import JUMP_BYTES
 
 SOFT = 1
@@ -51,7 +53,7 @@ class Text:
     inside them stored somewhere. `landings`: where exceptions and longjmp resume, sorted. `exposed`: where a patch must
     not look like the end of an epilogue, for a return address leads an unwinder there. `red_zone`: code may use the 128
     bytes below the stack pointer. `mixed`: data may lie in functions, between their instructions. `calls_stay`: no
-    call may move.
+    call may move. `captures`: what to record of arguments and results, by function index.
     """
 
     low: int
@@ -74,6 +76,7 @@ class Text:
     red_zone: bool
     mixed: bool
     calls_stay: bool
+    captures: Mapping[int, Capture] = field(default_factory=dict)
 
     def bytes_at(self, address: int, count: int) -> bytes:
         """Up to `count` code bytes from a relative address on."""

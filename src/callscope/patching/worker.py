@@ -66,6 +66,8 @@ class Part:
     """(offset, call site) of displacements to the bytes of call sites, int64, shape (n, 2)"""
     flags: int
     """call sites that have such a byte"""
+    to_capture: NDArray[np.int64]
+    """(offset, function index) of displacements to capture records, int64, shape (n, 2)"""
     records: list[bytes]
     record_starts: NDArray[np.int64]
     refusals: list[Refusal]
@@ -218,6 +220,7 @@ def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
         to_stub=np.array(emitter.out.to_stub, np.int64),
         to_flag=np.array(emitter.out.to_flag, np.int64).reshape(-1, 2),
         flags=emitter.out.flags,
+        to_capture=np.array(emitter.out.to_capture, np.int64).reshape(-1, 2),
         records=records,
         record_starts=np.array(record_starts, np.int64),
         refusals=layout.refusals,

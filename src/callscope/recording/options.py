@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from callscope.errors import UsageError
-from callscope.patching.scope import FUNCTIONS, Scope
+from callscope.patching.scope import Arguments, Calls, Scope
 
 SMALLEST_KEEP = 4 << 20
 DEPTH_LIMIT = 0xFFFFFFFF
@@ -26,6 +26,8 @@ class RecordOptions:
     clock: 'tsc', or 'none' for the order of calls without times.
     keep_last: bytes of events to keep, the oldest making room; 0 keeps all.
     follow: trace child processes and the programs that replace the first by exec.
+    args: record arguments and results, as far as prototypes are known; args_of: of functions that these globs match;
+    raw_args: also the registers of functions without a prototype; prototypes: a file of C declarations.
     calls: record call sites too: 'on', or 'once' for nothing but each site's first call; '' for none.
     """
 
@@ -40,6 +42,10 @@ class RecordOptions:
     keep_last: int = 0
     follow: bool = True
     calls: str = ""
+    args: bool = False
+    args_of: tuple[str, ...] = ()
+    raw_args: bool = False
+    prototypes: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:
@@ -52,16 +58,19 @@ class RecordOptions:
             raise UsageError(f"there is no clock {self.clock!r}: use tsc or none")
         if self.calls not in ("", "on", "once"):
             raise UsageError(f"there is no --calls={self.calls}: use --calls or --calls=once")
+        if self.prototypes is not None and not (self.args or self.args_of or self.raw_args):
+            raise UsageError("prototypes are for arguments: add --args or --args-of")
         if self.keep_last and self.keep_last < SMALLEST_KEEP:
             raise UsageError(f"{self.keep_last} bytes are too few for a flight recorder: keep at least 4M")
 
     @property
     def scope(self) -> Scope:
         """What plans are to record. Where only some functions are traced, calls of the others leave what is traced."""
-        if not self.calls:
-            return FUNCTIONS
         some = bool(self.functions or self.excludes or self.exclude_files)
-        return Scope("all" if some else "leaving", once=self.calls == "once")
+        calls: Calls = ("all" if some else "leaving") if self.calls else ""
+        wanted = self.args or self.args_of or self.raw_args
+        arguments = Arguments(() if self.args else self.args_of, self.raw_args, self.prototypes) if wanted else None
+        return Scope(calls, self.calls == "once", arguments)
 
 
 def parse_size(text: str) -> int:

@@ -189,6 +189,11 @@ class Plans:
                 for name, part in (("entries", report.entries), ("exits", report.exits), ("tails", report.tail_jumps))
             },
         }
+        if files.arguments is not None:
+            layouts = self._session.plans / files.arguments.name
+            shutil.copyfile(files.arguments, layouts)
+            layouts.chmod(0o600)
+            entry["arguments"] = str(layouts.relative_to(self._session.directory))
         if source != path:
             entry["memory"] = os.path.relpath(source, self._session.directory)
         self._session.update(lambda state: state["images"].append(entry))

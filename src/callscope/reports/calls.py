@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Final
 
-from callscope.reports.database import Database
+from callscope.reports.database import CAPTURED_JOINS, Database
 from callscope.reports.selection import Selection, check_calls, condition, label
 from callscope.reports.table import GAP, Column, fit, header, taken, widest
 from callscope.reports.text import DURATION_WIDTH, NO_CLOCK, Style, plural, printable, seconds
@@ -61,8 +61,11 @@ _CELLS: Final = {
     "depth": "c.depth::VARCHAR",
     "ended_by": "CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END",
     "call_site": "coalesce(s.label, '-')",
-    "function": "coalesce(f.label, '?') || CASE WHEN c.gap THEN ' [via ' || coalesce(s.via, '?') || ']' ELSE '' END",
+    "function": "coalesce(f.label, '?') || {captured} || CASE WHEN c.gap THEN ' [via ' || coalesce(s.via, '?') || ']' ELSE '' END",
 }
+
+_CAPTURED: Final = """coalesce('(' || call_arguments(c.function_id, ca.data) || ')', '')
+    || coalesce(' = ' || call_result(c.function_id, cr.data), '')"""
 
 _JOINS: Final = """
 LEFT JOIN function_labels f ON f.function_id = c.function_id
@@ -79,11 +82,13 @@ def text(database: Database, selection: Selection, style: Style, sort: str = "st
     _set_labels(database, style, room=(style.width or 0) - taken(columns))
     for macro in _MACROS:
         database.rows(macro)
+    shown = _CAPTURED if database.has_captures else "''"
+    joins = _JOINS + (CAPTURED_JOINS if database.has_captures else "")
     cells = [
         f"pad_{'right' if column.left else 'left'}({_CELLS[column.key]}, {column.width})" for column in columns[:-1]
     ]
-    line = f" || {GAP!r} || ".join([*cells, _CELLS[columns[-1].key]])
-    lines = _rows(database, selection, sort, limit, lambda source: f"SELECT {line} FROM {source} c {_JOINS}")
+    line = f" || {GAP!r} || ".join([*cells, _CELLS[columns[-1].key].replace("{captured}", shown)])
+    lines = _rows(database, selection, sort, limit, lambda source: f"SELECT {line} FROM {source} c {joins}")
     for count, (row,) in enumerate(lines):
         if limit and count == limit:
             yield style.comment(f"cut after {plural(limit, 'call')}: a higher --limit shows more, --limit 0 all")
@@ -96,7 +101,7 @@ def text(database: Database, selection: Selection, style: Style, sort: str = "st
 def json(database: Database, selection: Selection, sort: str = "start", limit: int = 0) -> Iterator[str]:
     """One JSON object a call: FIELDS, where `via` names the untraced function through which the call was made."""
     check_calls(database)
-    fields = ", ".join(f"{field}: c.{field}" for field in FIELDS)
+    fields = ", ".join(f"{field}: c.{field}" for field in fields_of(database))
     rows = _rows(
         database,
         selection,
@@ -106,6 +111,11 @@ def json(database: Database, selection: Selection, sort: str = "start", limit: i
     )
     for (row,) in islice(rows, limit or None):
         yield row
+
+
+def fields_of(database: Database) -> tuple[str, ...]:
+    """The fields of a call in JSON: with arguments and result where these were recorded."""
+    return (*FIELDS, "arguments", "result") if database.has_captures else FIELDS
 
 
 def _rows(

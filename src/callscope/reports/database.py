@@ -40,6 +40,7 @@ ENDINGS: Final = ("return", "tail_call", "unwound", "running")
 
 _SMALL_TABLES = ("functions", "sites", "threads", "processes", "modules")
 _LARGE_TABLES = ("nodes", "durations")
+_CAPTURE_FILES = {"argument_rows": "arguments-*.parquet", "result_rows": "results-*.parquet"}
 _CALL_FILE = re.compile(r"calls-(\d+)-(\d+)\.parquet")
 
 _NO_CALLS = """
@@ -64,12 +65,19 @@ SELECT c.call_id,
        c.depth,
        CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END
            AS ended_by,
-       CASE WHEN c.gap THEN s.name END AS via
+       CASE WHEN c.gap THEN s.name END AS via{captured}
 FROM {source} c
 LEFT JOIN functions f ON f.function_id = c.function_id
 LEFT JOIN threads t ON t.thread = c.thread
 LEFT JOIN site_labels s ON s.site = c.site
+{joins}
 """
+
+_CAPTURED = ", call_arguments_json(c.function_id, ca.data)::JSON AS arguments, call_result_json(c.function_id, cr.data)::JSON AS result"
+CAPTURED_TEXTS: Final = ", call_arguments(c.function_id, ca.data) AS arguments, call_result(c.function_id, cr.data) AS result"
+"""What was captured of the calls `c`, as text, in a query with CAPTURED_JOINS."""
+CAPTURED_JOINS: Final = """
+LEFT JOIN argument_rows ca ON ca.call_id = c.call_id LEFT JOIN result_rows cr ON cr.call_id = c.call_id"""
 
 _LOWEST_CODE = 0x10000
 """No code lies below: a program's first function finds argc where others find their return address."""
@@ -189,7 +197,8 @@ class Database:
         """The rows of `source` as the view `calls` shows them: its definition."""
         times = ("start_ns", "duration_ns", "self_ns")
         values = {name: f"c.{name}" if self.has_clock else "NULL::BIGINT" for name in times}
-        return _CALLS.format(source=source, **values)
+        captured, joins = (_CAPTURED, CAPTURED_JOINS) if self.has_captures else ("", "")
+        return _CALLS.format(source=source, captured=captured, joins=joins, **values)
 
     def create_table(self, name: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
         """Make or replace a temporary table, such as create_table('labels', 'id INTEGER, label VARCHAR', rows)."""
@@ -230,7 +239,23 @@ class Database:
         for name in _LARGE_TABLES:
             self.rows(f"CREATE VIEW {name} AS SELECT * FROM {self._parquet(name)}")
         self.rows(_SITE_LABELS)
+        self._create_captures()
         self.rows(f"CREATE VIEW calls AS {self.calls_query()}")
+
+    def _create_captures(self) -> None:
+        """Views of captured arguments and results, and functions that make text of them."""
+        found = {view: sorted(map(str, self.calls.glob(pattern))) for view, pattern in _CAPTURE_FILES.items()}
+        self.has_captures = any(found.values())
+        if not self.has_captures:
+            return
+        from callscope.reports.captures import register
+
+        for view, paths in found.items():
+            listed = ", ".join(quoted(path) for path in paths)
+            source = f"read_parquet([{listed}])" if paths else "(SELECT 0::BIGINT AS call_id, ''::BLOB AS data WHERE false)"
+            self.rows(f"CREATE VIEW {view} AS SELECT * FROM {source}")
+        rows = self.rows("SELECT function_id, captures FROM functions WHERE captures IS NOT NULL")
+        register(self.connection, {row["function_id"]: row["captures"] for row in rows})
 
     def calls_between(self, first: int, end: int) -> str:
         """A source of the rows of the calls `first` to `end` - 1, which opens only the files that hold them."""

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from callscope.errors import TraceError
-from callscope.reports.calls import FIELDS
-from callscope.reports.database import Database
+from callscope.reports.calls import fields_of
+from callscope.reports.database import CAPTURED_JOINS, CAPTURED_TEXTS, Database
 from callscope.reports.selection import Selection, check_calls, check_clock, condition, functions_matching
 from callscope.reports.text import NO_CLOCK, Style, plural
 from callscope.reports.tree_text import Row, Shape, TreeWriter
@@ -30,7 +30,7 @@ SELECT * FROM (
 """The long calls and those that hold one, or may hold one at or after the call `end`, the first of the next range."""
 
 _ID, _DURATION, _DESCENDANTS = map(Row._fields.index, ("call_id", "duration_ns", "descendants"))
-_COLUMNS = ", ".join(f"c.{name}" for name in Row._fields)
+_COLUMNS = ", ".join(f"c.{name}" for name in Row._fields[:-2])
 
 
 def text(database: Database, selection: Selection, shape: Shape, style: Style) -> Iterator[str]:
@@ -51,11 +51,11 @@ def json(database: Database, selection: Selection, shape: Shape) -> Iterator[str
     """The same calls as JSON objects, parents before children: the fields of `calls` and `descendants`."""
     check_calls(database)
     source = _Source(database, selection, shape)
-    fields = ", ".join(f"{name}: v.{name}" for name in FIELDS)
+    fields = ", ".join(f"{name}: v.{name}" for name in fields_of(database))
     ends: list[int] = []
     shown = 0
-    for *columns, value in source.rows(f"to_json({{{fields}, descendants: c.descendants}})"):
-        row = Row._make(columns)
+    for *columns, _arguments, _result, value in source.rows(f"to_json({{{fields}, descendants: c.descendants}})"):
+        row = Row._make([*columns, None, None])
         while ends and ends[-1] < row.call_id:
             ends.pop()
         if shape.depth and len(ends) >= shape.depth:
@@ -98,8 +98,13 @@ class _Source:
             chosen = f"(SELECT * FROM {source} WHERE {where})"
             if self._shortest:
                 chosen = _LONG_OR_AROUND.format(rows=chosen, shortest=int(self._shortest), end=end)
-            join = f", {extra} FROM {chosen} c JOIN ({self.database.calls_query(chosen)}) v ON v.call_id = c.call_id"
-            return f"SELECT {_COLUMNS}{join if extra else f' FROM {chosen} c'} ORDER BY c.call_id"
+            texts, joins = ", NULL, NULL", ""
+            if extra:
+                joins = f" JOIN ({self.database.calls_query(chosen)}) v ON v.call_id = c.call_id"
+            elif self.database.has_captures:
+                texts, joins = CAPTURED_TEXTS, CAPTURED_JOINS
+            more = f", {extra}" if extra else ""
+            return f"SELECT {_COLUMNS}{texts}{more} FROM {chosen} c{joins} ORDER BY c.call_id"
 
         rows = self.database.stream_calls(query, self._ranges)
         return long_or_around(rows, self._shortest) if self._shortest else rows

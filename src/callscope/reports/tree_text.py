@@ -26,7 +26,7 @@ _DURATION_COLUMNS = 8
 
 
 class Row(NamedTuple):
-    """A call as the tree needs it: columns of `call_rows`."""
+    """A call as the tree needs it: columns of `call_rows`, and what was captured, as text."""
 
     call_id: int
     up: int
@@ -37,6 +37,8 @@ class Row(NamedTuple):
     ended_by: int
     descendants: int
     gap: bool
+    arguments: str | None
+    result: str | None
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class TreeWriter:
     def _open(self, row: Row) -> str:
         """A call with calls inside."""
         name = self._name(row.function_id)
-        line = self._call(row, row.duration_ns, f"{name.brackets} {{")
+        line = self._call(row, row.duration_ns, f"{brackets_of(row, name)} {{")
         closing = shorten(name.text, LONGEST_CLOSING)
         self._stack.append(_Open(row.call_id + row.descendants, closing, name.module))
         self._level += 1
@@ -156,7 +158,7 @@ class TreeWriter:
     def _leaf(self, leaf: _Leaf) -> str:
         """A call with nothing inside, or nothing that is shown."""
         row = leaf.row
-        brackets = self._name(row.function_id).brackets
+        brackets = brackets_of(row, self._name(row.function_id))
         if row.descendants:
             return self._call(row, row.duration_ns, f"{brackets} {{...}}", f"{plural(row.descendants, 'call')} inside")
         self.shown += leaf.times - 1
@@ -170,6 +172,8 @@ class TreeWriter:
             comment = f" /* {', '.join(filter(None, (remark, REMARKS[min(row.ended_by, 3)])))} */"
         indent = self._indent()
         name = self._name(row.function_id).text
+        if row.arguments is not None:
+            name = without_parameters(name)
         if self.style.width:
             room = self.style.width - self._margin - len(indent) - len(ending) - len(comment)
             name = self.style.name(name, room)
@@ -249,6 +253,12 @@ class TreeWriter:
         return printable(self._sites.get(site) or "?")
 
 
+def brackets_of(row: Row, name: _Name) -> str:
+    """What follows a function's name: its arguments, or the parameters that the name lacks; and the result."""
+    text = f"({row.arguments})" if row.arguments is not None else name.brackets
+    return text if row.result is None else f"{text} = {row.result}"
+
+
 def alike(leaf: _Leaf, row: Row) -> bool:
     """Whether a call can be told together with the one before: both call nothing and differ in nothing but time."""
     last = leaf.row
@@ -258,6 +268,7 @@ def alike(leaf: _Leaf, row: Row) -> bool:
         and row.call_id - row.up == last.call_id - last.up
         and (row.up > 0) == (last.up > 0)
         and row.descendants == last.descendants == 0
+        and (row.arguments, row.result) == (last.arguments, last.result)
         and row.ended_by == last.ended_by == 0
         and row.gap == last.gap
         and (not row.gap or row.site == last.site)

@@ -24,7 +24,7 @@ class PlannedImage:
 
     path: as it was when recorded. build_id: empty when the image has none. functions: the functions file, relative to
     the trace directory. span: bytes of address space. memory: the file in the trace directory it was planned from, when
-    it unpacked itself; empty for others.
+    it unpacked itself; empty for others. arguments: the file of layouts of captured arguments; empty when there is none.
     """
 
     id_base: int
@@ -34,6 +34,7 @@ class PlannedImage:
     functions: str
     span: int
     memory: str = ""
+    arguments: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def _image(value: object) -> PlannedImage | None:
     id_base, count = (_number(value.get(name), _MOST_ID) for name in ("id_base", "function_count"))
     span = _number(value.get("span"), (1 << 48) - 1)
     path, functions, build_id, memory = (value.get(name) for name in ("path", "functions", "build_id", "memory"))
+    arguments = value.get("arguments")
     if id_base is None or count is None or span is None or id_base + count > _MOST_ID:
         return None
     if not (isinstance(path, str) and isinstance(functions, str) and isinstance(build_id, str)):
@@ -132,9 +134,10 @@ def _image(value: object) -> PlannedImage | None:
     except ValueError:
         return None
     memory = memory if isinstance(memory, str) and _is_inside(memory) else ""
+    arguments = arguments if isinstance(arguments, str) and _is_inside(arguments) else ""
     if not id_base or not _is_inside(functions):
         return None
-    return PlannedImage(id_base, count, path, identity, functions, span, memory)
+    return PlannedImage(id_base, count, path, identity, functions, span, memory, arguments)
 
 
 def _is_inside(path: str) -> bool:
