@@ -37,6 +37,8 @@ LIBRARIES: dict[str, set[str]] = {
     "iced_x86": {"binary", "patching"},
     "lief": {"binary"},
     "symbolic": {"binary"},
+    "elftools": {"binary"},
+    "pycparser": {"binary"},
     "duckdb": {"calls", "reports", "exporters", "viewer", "api"},
     "pyarrow": {"calls", "reports", "exporters", "viewer", "api"},
 }

@@ -66,7 +66,8 @@ size_t cs_system_peek(void *to, uint64_t address, size_t bytes) {
         remote[0].iov_len = first;
         remote[1] = (struct iovec){(void *)(address + first), bytes - first};
     }
-    long read = cs_call6(SYS_process_vm_readv, cs_call3(SYS_getpid, 0, 0, 0), (long)&local, 1, (long)remote, first < bytes ? 2 : 1, 0);
+    long read = cs_call6(SYS_process_vm_readv, cs_call3(SYS_getpid, 0, 0, 0), (long)&local, 1, (long)remote,
+                         first < bytes ? 2 : 1, 0);
     return cs_failed(read) ? 0 : (size_t)read;
 }
 

@@ -25,7 +25,8 @@ typedef unsigned long size_t; typedef long ssize_t; typedef long ptrdiff_t; type
 typedef unsigned long uintptr_t; typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t;
 typedef unsigned short uint16_t; typedef int int32_t; typedef unsigned int uint32_t; typedef long int64_t;
 typedef unsigned long uint64_t; typedef int pid_t; typedef unsigned int uid_t; typedef unsigned int gid_t;
-typedef unsigned int mode_t; typedef long off_t; typedef long time_t; typedef int clockid_t; typedef unsigned int socklen_t;
+typedef unsigned int mode_t; typedef long off_t; typedef long time_t; typedef int clockid_t;
+typedef unsigned int socklen_t;
 typedef unsigned long pthread_t; typedef struct FILE FILE; typedef struct DIR DIR; typedef char *va_list;
 typedef _Bool bool; typedef int wchar_t; typedef unsigned long nfds_t; typedef unsigned long sigset_t;
 """
@@ -60,7 +61,7 @@ def parse_declarations(text: str, name: str) -> dict[str, Prototype]:
     plain = _NOISE.sub(lambda match: "\n" * match[0].count("\n"), text)
     plain = re.sub(r'extern\s+"C"\s*\{?', "", plain)
     try:
-        tree = CParser().parse(f"{_TYPEDEFS}#line 1 \"{name}\"\n{plain}", name)
+        tree = CParser().parse(f'{_TYPEDEFS}#line 1 "{name}"\n{plain}', name)
     except (ParseError, RecursionError, AssertionError, AttributeError, ValueError) as error:
         reason = str(error).partition("\n")[0] or "nested too deeply"
         raise PlanError(f"{name} is not a file of C declarations ({reason}): give plain declarations") from None

@@ -27,7 +27,14 @@ MOST_ENUMERATORS = 1024
 _INTEGER = (0, 2, 1, 3, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15)
 _FIRST_VECTOR, _VECTORS = 17, 8
 _CLONE = re.compile(r"\.(isra|constprop|part|llvm|specialized)\b")
-_SIGNED, _UNSIGNED, _BOOLEAN, _FLOAT, _COMPLEX, _CHARS = {0x05, 0x0D}, {0x07, 0x0B}, {0x02}, {0x04}, {0x03}, {0x06, 0x08, 0x10}
+_SIGNED, _UNSIGNED, _BOOLEAN, _FLOAT, _COMPLEX, _CHARS = (
+    {0x05, 0x0D},
+    {0x07, 0x0B},
+    {0x02},
+    {0x04},
+    {0x03},
+    {0x06, 0x08, 0x10},
+)
 _PASS_BY_REFERENCE, _PASS_BY_VALUE = 4, 5
 _TRANSPARENT = {
     "DW_TAG_typedef", "DW_TAG_const_type", "DW_TAG_volatile_type", "DW_TAG_restrict_type", "DW_TAG_atomic_type",
@@ -67,9 +74,7 @@ class _Reader:
         self._dwarf = dwarf
         self._types: dict[tuple[int, int], Type] = {}
 
-    def functions(
-        self, unit: Any, low: int, wanted: Callable[[int], str | None]
-    ) -> Iterator[tuple[int, Prototype]]:
+    def functions(self, unit: Any, low: int, wanted: Callable[[int], str | None]) -> Iterator[tuple[int, Prototype]]:
         """(relative address, prototype) of the functions of a compilation unit."""
         expressions = DWARFExprParser(unit.structs)
         for die in unit.iter_DIEs():
@@ -139,7 +144,7 @@ class _Reader:
         attribute, version = die.attributes["DW_AT_location"], unit["version"]
         if not self._locations.attribute_has_location(attribute, version):
             return None, None
-        parsed = self._locations.parse_from_attribute(attribute, version, die)
+        parsed: Any = self._locations.parse_from_attribute(attribute, version, die)
         if isinstance(parsed, LocationExpr):
             expression = parsed.loc_expr
         else:
@@ -219,7 +224,9 @@ class _Reader:
         return Type(proto.UNKNOWN, name or tag, size)
 
     def _is_routine(self, die: Any) -> bool:
-        return "DW_AT_type" in die.attributes and die.get_DIE_from_attribute("DW_AT_type").tag == "DW_TAG_subroutine_type"
+        return (
+            "DW_AT_type" in die.attributes and die.get_DIE_from_attribute("DW_AT_type").tag == "DW_TAG_subroutine_type"
+        )
 
     def _target(self, die: Any, depth: int) -> Type:
         """What a pointer leads to: its name and size, and members only where they make a string of it."""
@@ -350,13 +357,21 @@ def _makes_nontrivial(child: Any, class_name: str) -> bool:
     name = _text(child)
     if "DW_AT_artificial" in child.attributes or "DW_AT_defaulted" in child.attributes:
         return False
-    if name.startswith("~"):
-        return True
-    return False
+    return name.startswith("~")
 
 
 def _renamed(kind: Type, name: str) -> Type:
-    return Type(kind.kind, name, kind.size, kind.target, kind.members, kind.values, kind.count, kind.by_reference, kind.alignment)
+    return Type(
+        kind.kind,
+        name,
+        kind.size,
+        kind.target,
+        kind.members,
+        kind.values,
+        kind.count,
+        kind.by_reference,
+        kind.alignment,
+    )
 
 
 def _next(die: Any) -> Any:

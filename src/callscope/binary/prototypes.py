@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 VOID, INTEGER, UNSIGNED, BOOL, CHARACTER, FLOAT, COMPLEX = "void", "int", "unsigned", "bool", "char", "float", "complex"
-POINTER, REFERENCE, ENUM, STRUCT, UNION, ARRAY, UNKNOWN = "pointer", "reference", "enum", "struct", "union", "array", "?"
+POINTER, REFERENCE, ENUM, STRUCT, UNION, ARRAY, UNKNOWN = (
+    "pointer",
+    "reference",
+    "enum",
+    "struct",
+    "union",
+    "array",
+    "?",
+)
 TEXT, STRING, STRING_LIBCXX = "text", "string", "string-libcxx"
 """a pointer to characters; std::string of libstdc++, of libc++"""
 
@@ -15,9 +23,9 @@ TEXT, STRING, STRING_LIBCXX = "text", "string", "string-libcxx"
 class Type:
     """A type. kind: one of the above. name: as in the source. size: bytes.
 
-    target: of a pointer or reference, what it leads to, without members of its own; of an array its elements. members: of
-    a struct or union. values: of an enumeration. count: elements of an array. by_reference: a class that is passed and
-    returned in memory of the caller's (Itanium C++ ABI, 3.1.1). alignment: bytes; 0: that of its members.
+    target: of a pointer or reference, what it leads to, without members of its own; of an array its elements. members:
+    of a struct or union. values: of an enumeration. count: elements of an array. by_reference: a class that is passed
+    and returned in memory of the caller's (Itanium C++ ABI, 3.1.1). alignment: bytes; 0: that of its members.
     """
 
     kind: str
@@ -46,8 +54,8 @@ class Member:
 class Piece:
     """Where some bytes of a value lie as a function begins.
 
-    source: CAPTURE_* of format/schema.toml: an integer register by number, CAPTURE_VECTOR + n, CAPTURE_STACK. offset: of
-    the bytes on the stack, above the return address.
+    source: CAPTURE_* of format/schema.toml: an integer register by number, CAPTURE_VECTOR + n, CAPTURE_STACK. offset:
+    of the bytes on the stack, above the return address.
     """
 
     source: int

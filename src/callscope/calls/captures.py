@@ -15,7 +15,7 @@ from callscope.calls.kernel import Captured
 
 _MOST_LAYOUT_BYTES = 1 << 28
 KINDS = {records.EXTENDED_ARGUMENTS: "arguments", records.EXTENDED_RESULT: "results"}
-SCHEMA = pa.schema([("call_id", pa.int64()), ("data", pa.binary())])
+SCHEMA = pa.schema({"call_id": pa.int64(), "data": pa.binary()})
 
 
 class CapturesWriter:
@@ -41,7 +41,9 @@ class CapturesWriter:
             rows = rows[np.argsort(rows["call"], kind="stable")]
             data = _joined(captured.data, rows["offset"].astype(np.int64), rows["bytes"].astype(np.int64))
             ends = np.concatenate([[0], np.cumsum(rows["bytes"], dtype=np.int64)]).astype(np.int32)
-            values = pa.Array.from_buffers(pa.binary(), len(rows), [None, pa.py_buffer(ends), pa.py_buffer(data)])
+            values = pa.Array.from_buffers(
+                pa.binary(), len(rows), [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(data)]
+            )
             table = pa.table([pa.array(rows["call"].astype(np.int64) + self._first), values], schema=SCHEMA)
             if name not in self._files:
                 path = self._directory / f"{name}-{self._thread}-0.parquet"
@@ -63,6 +65,4 @@ def read_layouts(path: Path, warnings: list[str]) -> dict[str, str]:
 def _joined(data: NDArray[np.uint8], offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> bytes:
     """The pieces of `data` at `offsets` one after the other."""
     view = data.tobytes()
-    return b"".join(
-        view[offset : offset + size] for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True)
-    )
+    return b"".join(view[offset : offset + size] for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True))

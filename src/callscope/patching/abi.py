@@ -1,7 +1,7 @@
 """Where arguments and results lie, by the calling conventions.
 
-Sources: System V ABI for x86-64 (psABI 1.0), section 3.2.3, with the Itanium C++ ABI, section 3.1; Microsoft, "x64 calling
-convention".
+Sources: System V ABI for x86-64 (psABI 1.0), section 3.2.3, with the Itanium C++ ABI, section 3.1; Microsoft, "x64
+calling convention".
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def _parameters(prototype: Prototype) -> list[Place | None]:
     vectors = list(range(_VECTORS))
     stack = 0
     result = prototype.result
-    if result.kind not in (proto.VOID, proto.UNKNOWN) and not _is_long_double(result):
-        if result.by_reference or (result.size and classify(result) is None):
-            integers.pop(0)
+    has_result = result.kind not in (proto.VOID, proto.UNKNOWN) and not _is_long_double(result)
+    if has_result and (result.by_reference or (result.size and classify(result) is None)):
+        integers.pop(0)
     places: list[Place | None] = []
     for parameter in prototype.parameters:
         kind = parameter.type
@@ -138,9 +138,7 @@ def _parameters(prototype: Prototype) -> list[Place | None]:
             places.append(None)
             continue
         classes = classify(kind)
-        if classes is not None and (
-            classes.count(_INTEGER) <= len(integers) and classes.count(_SSE) <= len(vectors)
-        ):
+        if classes is not None and (classes.count(_INTEGER) <= len(integers) and classes.count(_SSE) <= len(vectors)):
             pieces = []
             for index, part in enumerate(classes):
                 size = min(8, kind.size - 8 * index)

@@ -1,7 +1,7 @@
 """From a prototype to what the agent copies, and to what a reader makes of the copy.
 
-The agent runs the operations of a CAPTURE record one after the other; a layout, kept in the trace as JSON, names and types
-their output. What takes too many bytes is left out at the end, and the layout says so.
+The agent runs the operations of a CAPTURE record one after the other; a layout, kept in the trace as JSON, names and
+types their output. What takes too many bytes is left out at the end, and the layout says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from callscope.patching.abi import Place, parameter_places, result_place
 TEXT_BYTES = 128
 """bytes of a text that are captured"""
 MOST_VALUE_BYTES = 256
-_HEADS = {records.CAPTURE_MEMORY: 2, records.CAPTURE_TEXT: 10, records.CAPTURE_STRING: 10, records.CAPTURE_STRING_LIBCXX: 10}
+_HEADS = {
+    records.CAPTURE_MEMORY: 2,
+    records.CAPTURE_TEXT: 10,
+    records.CAPTURE_STRING: 10,
+    records.CAPTURE_STRING_LIBCXX: 10,
+}
 _MOST_OPERATIONS = 80
 
 Operation = tuple[int, int, int, int]
@@ -141,5 +146,3 @@ _SHOWN_BEHIND_REFERENCES = {
 
 def _string_action(kind: Type) -> int:
     return records.CAPTURE_STRING if kind.kind == proto.STRING else records.CAPTURE_STRING_LIBCXX
-
-

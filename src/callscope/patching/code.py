@@ -67,7 +67,14 @@ class CodeBuffer:
 
     def mark(self) -> tuple[int, ...]:
         """Where it stands, for `cut`."""
-        return len(self.code), len(self.to_image), len(self.to_stub), len(self.to_flag), len(self.to_capture), len(self.to_label)
+        return (
+            len(self.code),
+            len(self.to_image),
+            len(self.to_stub),
+            len(self.to_flag),
+            len(self.to_capture),
+            len(self.to_label),
+        )
 
     def cut(self, mark: tuple[int, ...]) -> None:
         """Forget everything since `mark`."""
@@ -176,10 +183,8 @@ def _relative(target: int, end: int) -> bytes:
     return struct.pack("<i", target - end)
 
 
-def shift_displacements(
-    code: NDArray[np.uint8], positions: NDArray[np.int64], amount: int | NDArray[np.int64]
-) -> None:
-    """Add `amount` (one, or one for each) to the 32-bit displacements at `positions` (byte offsets) of `code`, in place.
+def shift_displacements(code: NDArray[np.uint8], positions: NDArray[np.int64], amount: int | NDArray[np.int64]) -> None:
+    """Add `amount`, one or one for each, to the 32-bit displacements at `positions` (byte offsets) of `code`, in place.
 
     Raises PlanError when one does not fit any more.
     """

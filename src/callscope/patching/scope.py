@@ -39,8 +39,8 @@ class Arguments:
 @dataclass(frozen=True, slots=True)
 class Scope:
     """`calls`: which call sites are recorded besides functions: those that lead out of the image or anywhere (imports,
-    pointers, virtual functions), or all. `once`: nothing but call sites, and each only the first time. `arguments`: of which functions arguments and results are
-    recorded; None: of none.
+    pointers, virtual functions), or all. `once`: nothing but call sites, and each only the first time. `arguments`: of
+    which functions arguments and results are recorded; None: of none.
     """
 
     calls: Calls = ""

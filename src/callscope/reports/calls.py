@@ -61,7 +61,8 @@ _CELLS: Final = {
     "depth": "c.depth::VARCHAR",
     "ended_by": "CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END",
     "call_site": "coalesce(s.label, '-')",
-    "function": "coalesce(f.label, '?') || {captured} || CASE WHEN c.gap THEN ' [via ' || coalesce(s.via, '?') || ']' ELSE '' END",
+    "function": "coalesce(f.label, '?') || {captured}"
+    " || CASE WHEN c.gap THEN ' [via ' || coalesce(s.via, '?') || ']' ELSE '' END",
 }
 
 _CAPTURED: Final = """coalesce('(' || call_arguments(c.function_id, ca.data) || ')', '')

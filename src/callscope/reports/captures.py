@@ -40,7 +40,7 @@ def register(connection: duckdb.DuckDBPyConnection, layouts: Mapping[int, str]) 
         "call_result_json": lambda known, data: json.dumps(_json(value)) if (value := known.result(data)) else None,
     }
     for name, function in functions.items():
-        connection.create_function(name, shown(function), ["INTEGER", "BLOB"], "VARCHAR")  # type: ignore[list-item, arg-type]
+        connection.create_function(name, shown(function), ["INTEGER", "BLOB"], "VARCHAR")
 
 
 def _json(value: Value) -> dict[str, Any]:

@@ -73,8 +73,11 @@ LEFT JOIN site_labels s ON s.site = c.site
 {joins}
 """
 
-_CAPTURED = ", call_arguments_json(c.function_id, ca.data)::JSON AS arguments, call_result_json(c.function_id, cr.data)::JSON AS result"
-CAPTURED_TEXTS: Final = ", call_arguments(c.function_id, ca.data) AS arguments, call_result(c.function_id, cr.data) AS result"
+_CAPTURED = """,
+       call_arguments_json(c.function_id, ca.data)::JSON AS arguments,
+       call_result_json(c.function_id, cr.data)::JSON AS result"""
+CAPTURED_TEXTS: Final = """,
+    call_arguments(c.function_id, ca.data) AS arguments, call_result(c.function_id, cr.data) AS result"""
 """What was captured of the calls `c`, as text, in a query with CAPTURED_JOINS."""
 CAPTURED_JOINS: Final = """
 LEFT JOIN argument_rows ca ON ca.call_id = c.call_id LEFT JOIN result_rows cr ON cr.call_id = c.call_id"""
@@ -252,7 +255,9 @@ class Database:
 
         for view, paths in found.items():
             listed = ", ".join(quoted(path) for path in paths)
-            source = f"read_parquet([{listed}])" if paths else "(SELECT 0::BIGINT AS call_id, ''::BLOB AS data WHERE false)"
+            source = (
+                f"read_parquet([{listed}])" if paths else "(SELECT 0::BIGINT AS call_id, ''::BLOB AS data WHERE false)"
+            )
             self.rows(f"CREATE VIEW {view} AS SELECT * FROM {source}")
         rows = self.rows("SELECT function_id, captures FROM functions WHERE captures IS NOT NULL")
         register(self.connection, {row["function_id"]: row["captures"] for row in rows})

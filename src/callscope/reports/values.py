@@ -1,7 +1,7 @@
 """What was captured of a call as values: numbers, texts and structs of the program, for people and for JSON.
 
-The bytes are what the operations of a CAPTURE record gave, one after the other (format/SPEC.md); the layout says which and
-of what type. Nothing here trusts either.
+The bytes are what the operations of a CAPTURE record gave, one after the other (format/SPEC.md); the layout says which
+and of what type. Nothing here trusts either.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Value:
     value: Any
 
 
-class _Short(Exception):
+class _ShortError(Exception):
     """The bytes end before the layout does."""
 
 
@@ -66,7 +66,7 @@ class Layout:
             else:
                 try:
                     text, value = reader.value(kind, description["how"])
-                except (_Short, TypeError, ValueError, IndexError):
+                except (_ShortError, TypeError, ValueError, IndexError):
                     return
                 yield Value(name, kind.name, text, value)
 
@@ -77,7 +77,7 @@ class Layout:
         description, kind = self._result
         try:
             text, value = _Reader(data).value(kind, description["how"])
-        except (_Short, TypeError, ValueError, IndexError, KeyError):
+        except (_ShortError, TypeError, ValueError, IndexError, KeyError):
             return None
         return Value("", kind.name, text, value)
 
@@ -94,7 +94,7 @@ class _Reader:
 
     def _take(self, count: int) -> bytes:
         if not 0 <= count <= len(self._data) - self._at:
-            raise _Short
+            raise _ShortError
         self._at += count
         return self._data[self._at - count : self._at]
 
@@ -240,7 +240,9 @@ def _extended(data: bytes) -> tuple[str, Any]:
     from decimal import Context, Decimal
 
     context = Context(prec=21)
-    return str(context.divide(Decimal(exact.numerator), Decimal(exact.denominator))), near if math.isfinite(near) else str(near)
+    return str(context.divide(Decimal(exact.numerator), Decimal(exact.denominator))), near if math.isfinite(
+        near
+    ) else str(near)
 
 
 def _members(kind: Type, data: bytes) -> tuple[str, Any]:

@@ -24,7 +24,8 @@ class PlannedImage:
 
     path: as it was when recorded. build_id: empty when the image has none. functions: the functions file, relative to
     the trace directory. span: bytes of address space. memory: the file in the trace directory it was planned from, when
-    it unpacked itself; empty for others. arguments: the file of layouts of captured arguments; empty when there is none.
+    it unpacked itself; empty for others. arguments: the file of layouts of captured arguments, or
+    empty.
     """
 
     id_base: int
