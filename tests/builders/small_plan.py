@@ -163,6 +163,7 @@ def write_plan(build: _Build, output: Path, functions: int, span: int, text: tup
         "region_bytes": len(build.code),
         "code_bytes": len(build.code),
         "sites": len(build.code),
+        "captures": len(build.code),
         "patch_offset": begin,
         "patch_count": len(patches),
         "text_offset": begin + patches.nbytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ from callscope.calls.kernel import Captured
 
 _MOST_LAYOUT_BYTES = 1 << 28
 KINDS = {records.EXTENDED_ARGUMENTS: "arguments", records.EXTENDED_RESULT: "results"}
-SCHEMA = pa.schema({"call_id": pa.int64(), "data": pa.binary()})
+_COLUMNS: dict[str, Any] = {"call_id": pa.int64(), "data": pa.binary()}
+SCHEMA = pa.schema(list(_COLUMNS.items()))
 
 
 class CapturesWriter:
