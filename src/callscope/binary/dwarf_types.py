@@ -35,6 +35,7 @@ _SIGNED, _UNSIGNED, _BOOLEAN, _FLOAT, _COMPLEX, _CHARS = (
     {0x03},
     {0x06, 0x08, 0x10},
 )
+_CALL_FRAME_CFA = 0x9C
 _PASS_BY_REFERENCE, _PASS_BY_VALUE = 4, 5
 _TRANSPARENT = {
     "DW_TAG_typedef", "DW_TAG_const_type", "DW_TAG_volatile_type", "DW_TAG_restrict_type", "DW_TAG_atomic_type",
@@ -162,7 +163,9 @@ class _Reader:
                     break
             if expression is None:
                 return None, None
-        return _pieces(expressions.parse_expr(expression), size)
+        frame = die.get_parent().attributes.get("DW_AT_frame_base")
+        is_from_cfa = frame is not None and list(frame.value) == [_CALL_FRAME_CFA]
+        return _pieces(expressions.parse_expr(expression), size, is_from_cfa)
 
     def _type_of(self, die: Any, depth: int = 0) -> Type:
         holder = die
@@ -293,8 +296,11 @@ class _Reader:
         return Member(name, kind, first // 8, first % 8, bits)
 
 
-def _pieces(operations: list[Any], size: int) -> tuple[tuple[Piece, ...] | None, int | None]:
-    """The registers or stack bytes that a location expression names, or the constant that it is."""
+def _pieces(operations: list[Any], size: int, is_from_cfa: bool) -> tuple[tuple[Piece, ...] | None, int | None]:
+    """The registers or stack bytes that a location expression names, or the constant that it is.
+
+    is_from_cfa: the frame base is the canonical frame address, and not a register that is set up later.
+    """
     pieces: list[Piece] = []
     pending: Piece | None = None
     for number, operation in enumerate(operations):
@@ -304,13 +310,8 @@ def _pieces(operations: list[Any], size: int) -> tuple[tuple[Piece, ...] | None,
             pending = _register(register, size)
             if pending is None:
                 return None, None
-        elif name == "DW_OP_fbreg":
-            # The frame base of optimised code is the canonical frame address; others are not set up yet.
-            if arguments[0] < 0:
-                return None, None
+        elif name == "DW_OP_fbreg" and is_from_cfa and arguments[0] >= 0:
             pending = Piece(CAPTURE_STACK, size, arguments[0])
-        elif name == "DW_OP_breg7" and arguments[0] >= 8:  # rsp, which is at the return address
-            pending = Piece(CAPTURE_STACK, size, arguments[0] - 8)
         elif name == "DW_OP_piece":
             if pending is None:
                 return None, None

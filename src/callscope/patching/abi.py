@@ -146,7 +146,7 @@ def _parameters(prototype: Prototype) -> list[Place | None]:
                     pieces.append(Piece(integers.pop(0), size))
                 elif part == _SSE:
                     pieces.append(Piece(CAPTURE_VECTOR + vectors.pop(0), kind.size if _is_vector(kind) else size))
-            places.append(Place(tuple(pieces), parameter.type.by_reference))
+            places.append(Place(tuple(pieces), parameter.type.by_reference) if pieces else None)
             continue
         stack = -(-stack // 16) * 16 if _alignment(kind) >= 16 else stack
         places.append(Place((Piece(CAPTURE_STACK, kind.size, stack),), parameter.type.by_reference))

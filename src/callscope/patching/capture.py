@@ -12,7 +12,7 @@ from typing import Any
 
 from callscope import format as records
 from callscope.binary import prototypes as proto
-from callscope.binary.prototypes import Parameter, Prototype, Type, to_json
+from callscope.binary.prototypes import Piece, Prototype, Type, to_json
 from callscope.patching.abi import Place, parameter_places, result_place
 
 TEXT_BYTES = 128
@@ -25,6 +25,8 @@ _HEADS = {
     records.CAPTURE_STRING_LIBCXX: 10,
 }
 _MOST_OPERATIONS = 80
+_FARTHEST = 1 << 20
+"""bytes above the return address that arguments may lie"""
 
 Operation = tuple[int, int, int, int]
 """action, source, bytes, offset: a CAPTURE_OP record"""
@@ -51,18 +53,20 @@ def compile_capture(prototype: Prototype, windows: bool) -> Capture:
     entry: list[Operation] = []
     names: list[dict[str, Any]] = []
     room = records.CAPTURE_LONGEST
-    conventional = parameter_places(prototype, windows)
-    for parameter, by_convention in zip(prototype.parameters, conventional, strict=True):
+    places = _places(prototype, windows)
+    for parameter, place in zip(prototype.parameters, places, strict=True):
         description: dict[str, Any] = {"name": parameter.name, "type": to_json(parameter.type)}
         names.append(description)
         if parameter.constant is not None:
             description["constant"] = parameter.constant
             continue
-        place = _place(prototype, parameter, by_convention)
         if place is None:
             description["missing"] = "it takes no place" if _is_empty(parameter.type) else "it is not passed"
             continue
         operations = _operations(place, parameter.type)
+        if not all(_fits(operation) for operation in operations):
+            description["missing"] = "its type is damaged"
+            continue
         size = sum(_most(operation) for operation in operations)
         if size > room or len(entry) + len(operations) > _MOST_OPERATIONS:
             description["missing"] = "too large"
@@ -72,9 +76,9 @@ def compile_capture(prototype: Prototype, windows: bool) -> Capture:
         entry += operations
     exit_: list[Operation] = []
     layout: dict[str, Any] = {"parameters": names, "variadic": prototype.variadic}
-    place = result_place(prototype.result, windows)
-    if place is not None and not prototype.is_clone:
-        exit_ = _operations(place, prototype.result)
+    back = result_place(prototype.result, windows)
+    if back is not None and not prototype.is_clone:
+        exit_ = [operation for operation in _operations(back, prototype.result) if _fits(operation)]
         layout["result"] = {"type": to_json(prototype.result), "how": _how(exit_)}
     return Capture(tuple(entry), tuple(exit_), layout)
 
@@ -98,12 +102,41 @@ def _is_empty(kind: Type) -> bool:
     return kind.kind in (proto.STRUCT, proto.UNION) and not kind.members
 
 
-def _place(prototype: Prototype, parameter: Parameter, by_convention: Place | None) -> Place | None:
-    """Debug information knows better than the convention where the compiler departed from it."""
-    if parameter.pieces is not None:
-        by_reference = by_convention.by_reference if by_convention is not None else parameter.type.by_reference
-        return Place(parameter.pieces, by_reference)
-    return None if prototype.is_clone else by_convention
+def _places(prototype: Prototype, windows: bool) -> list[Place | None]:
+    """Where the parameters are: where the calling convention says, unless debug information names other registers.
+
+    Then the compiler, which knew all callers, departed from the convention, and what debug information does not place
+    is not passed. Places in memory are no evidence: they hold only when the function has made its frame.
+    """
+    conventional = parameter_places(prototype, windows)
+    placed = [parameter.pieces for parameter in prototype.parameters]
+    departs = prototype.is_clone or any(
+        pieces is not None
+        and _is_in_registers(pieces)
+        and place is not None
+        and _sources(pieces) != _sources(place.pieces)
+        for pieces, place in zip(placed, conventional, strict=True)
+    )
+    if not departs:
+        return conventional
+    return [
+        Place(parameter.pieces, parameter.type.by_reference) if parameter.pieces is not None else None
+        for parameter in prototype.parameters
+    ]
+
+
+def _is_in_registers(pieces: tuple[Piece, ...]) -> bool:
+    return all(piece.source != records.CAPTURE_STACK for piece in pieces)
+
+
+def _sources(pieces: tuple[Piece, ...]) -> list[int]:
+    return [piece.source for piece in pieces]
+
+
+def _fits(operation: Operation) -> bool:
+    """Whether the agent can be told so: damaged debug information gives any size."""
+    _, source, count, offset = operation
+    return 0 <= source < 256 and 0 <= count <= records.CAPTURE_LONGEST and 0 <= offset < _FARTHEST
 
 
 def _how(operations: list[Operation]) -> list[list[int]]:

@@ -58,6 +58,8 @@ class RecordOptions:
             raise UsageError(f"there is no clock {self.clock!r}: use tsc or none")
         if self.calls not in ("", "on", "once"):
             raise UsageError(f"there is no --calls={self.calls}: use --calls or --calls=once")
+        if self.prototypes is not None and not isinstance(self.prototypes, Path):
+            object.__setattr__(self, "prototypes", Path(self.prototypes))
         if self.prototypes is not None and not (self.args or self.args_of or self.raw_args):
             raise UsageError("prototypes are for arguments: add --args or --args-of")
         if self.keep_last and self.keep_last < SMALLEST_KEEP:
