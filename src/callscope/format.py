@@ -83,7 +83,10 @@ STUB_RETURNED = 7
 STUB_ENTRY_CAPTURE = 8
 STUB_ENTRY_CAPTURE_RED_ZONE = 9
 STUB_EXIT_CAPTURE = 10
-STUB_COUNT = 11
+STUB_ENTRY_WORDS = 11
+STUB_ENTRY_WORDS_RED_ZONE = 12
+STUB_EXIT_WORD = 13
+STUB_COUNT = 14
 CAPTURE_VALUE = 0
 CAPTURE_MEMORY = 1
 CAPTURE_TEXT = 2
@@ -353,6 +356,8 @@ CAPTURE = np.dtype(
         ("entry_count", "<u2"),
         ("exit_count", "<u2"),
         ("reserved0", "<u2"),
+        ("entry_bytes", "<u4"),
+        ("entry_word", "<u4"),
         ("reserved1", "<u4"),
     ]
 )

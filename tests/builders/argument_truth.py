@@ -40,7 +40,7 @@ def compare_arguments(log: Path, trace: Path, functions: tuple[str, ...]) -> Com
     for row in rows:
         name = without_parameters(row["name"]).rpartition("::")[2].partition("[abi:")[0]
         if name in functions:
-            text = f"{name}({row['arguments']})" + (f" = {row['result']}" if row["result"] is not None else "")
+            text = f"{name}({row['arguments'] or ''})" + (f" = {row['result']}" if row["result"] is not None else "")
             shown.append(text.replace(", ...)", ")").replace("(...)", "()"))
     logged = log.read_text(errors="backslashreplace").splitlines()
     found = Comparison(calls=len(logged), missing=abs(len(logged) - len(shown)))

@@ -13,6 +13,7 @@ from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.random_arguments import CALLS, arguments_program
 from tests.builders.tracing import callscope, run_plain, run_traced
 
+SETTINGS = {"args": True, "functions": ["f[0-9]*", "*::f[0-9]*"]}
 LEVELS = ("-O0", "-O1", "-O2", "-O3")
 SAMPLE = [(1, "gcc", "-O0"), (2, "gcc", "-O2"), (3, "gcc", "-O3"), (4, "zig", "-O0"), (5, "zig", "-O2")]
 
@@ -25,6 +26,7 @@ def judge(
     directory: Path,
     cache: Path,
     note: Callable[[str, object], None],
+    **more: object,
 ) -> None:
     program = arguments_program(seed, is_cpp)
     source = directory / ("arguments.cpp" if is_cpp else "arguments.c")
@@ -32,7 +34,7 @@ def judge(
     flags = [level, "-g", "-w", f"-I{TARGETS}"]
     binary = compile_program([source], directory / "arguments", flags, compiler)
     log, trace = directory / "log", directory / "trace"
-    outcome = run_traced([binary, log], trace, cache, recording={"args": True, "functions": ["f[0-9]*", "*::f[0-9]*"]})
+    outcome = run_traced([binary, log], trace, cache, recording=SETTINGS | more)
     assert (outcome.status, outcome.output) == (0, ""), outcome.errors
     found = compare_arguments(log, trace, program.functions)
     note("arguments", [found.calls, found.wrong])
@@ -47,6 +49,17 @@ def test_every_value_is_true(
     record_property: Callable[[str, object], None],
 ) -> None:  # fmt: skip
     judge(seed, compiler, level, is_cpp, tmp_path, plan_cache, record_property)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"clock": "none"}, {"keep_last": 64 << 20}, {"max_depth": 3}, {"calls": "on"}],
+    ids=lambda more: next(iter(more)),
+)
+def test_values_are_true_whatever_else_is_recorded(
+    more: dict[str, object], tmp_path: Path, plan_cache: Path, record_property: Callable[[str, object], None]
+) -> None:
+    judge(6, "gcc", "-O2", True, tmp_path, plan_cache, record_property, **more)
 
 
 @pytest.mark.long

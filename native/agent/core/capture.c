@@ -151,8 +151,7 @@ static uint32_t *reserve(uint64_t sp, uint32_t bytes, uint32_t *time) {
         *time = (uint32_t)now;
         if (now >> 32 == block->epoch)
             return slot;
-        slot[3] = (bytes / 8 - 1) << 3 | CS_EVENT_EXTENDED; /* holds nothing: its type is 0 */
-        cs_new_epoch(slot, sizeof(struct cs_short_event), (uint32_t)(now >> 32));
+        cs_new_epoch(slot, bytes, (uint32_t)(now >> 32));
     }
 }
 

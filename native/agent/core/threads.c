@@ -172,7 +172,10 @@ void cs_refill(uint64_t sp) {
 
 void cs_new_epoch(uint32_t *slot, uint32_t bytes, uint32_t epoch) {
     uint64_t signals = cs_system_block_signals();
-    if (bytes == sizeof(struct cs_entry_event)) {
+    if (bytes > sizeof(struct cs_entry_event)) { /* holds nothing: its type is 0 */
+        slot[3] = (bytes / 8 - 1) << 3 | CS_EVENT_EXTENDED;
+        slot[2] = 0;
+    } else if (bytes == sizeof(struct cs_entry_event)) {
         slot[3] = CS_CONTROL_SKIP << 3 | CS_EVENT_CONTROL;
         slot[2] = 0;
     }

@@ -20,6 +20,11 @@
     .p2align 2
     bound cs_thread_places
 
+    .bss
+    .p2align 6
+nowhere:
+    .space 1024
+
     .section .text.routines, "ax", @progbits
     .p2align 12
     bound cs_routines_text

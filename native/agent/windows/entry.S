@@ -202,5 +202,7 @@
     .p2align 6
 stacks:
     .space STACKS * STACK_BYTES
+nowhere:
+    .space 1024
 stacks_busy:
     .space STACKS

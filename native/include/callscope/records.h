@@ -82,7 +82,10 @@
 #define CS_STUB_ENTRY_CAPTURE 8u
 #define CS_STUB_ENTRY_CAPTURE_RED_ZONE 9u
 #define CS_STUB_EXIT_CAPTURE 10u
-#define CS_STUB_COUNT 11u
+#define CS_STUB_ENTRY_WORDS 11u
+#define CS_STUB_ENTRY_WORDS_RED_ZONE 12u
+#define CS_STUB_EXIT_WORD 13u
+#define CS_STUB_COUNT 14u
 #define CS_CAPTURE_VALUE 0u
 #define CS_CAPTURE_MEMORY 1u
 #define CS_CAPTURE_TEXT 2u
@@ -335,9 +338,11 @@ struct cs_capture {
     uint16_t entry_count;
     uint16_t exit_count;
     uint16_t reserved0;
+    uint32_t entry_bytes; /* of the ENTRY and its record, where these are of a fixed size; else 0 */
+    uint32_t entry_word; /* the second word of that record */
     uint32_t reserved1;
 };
-_Static_assert(sizeof(struct cs_capture) == 16, "capture");
+_Static_assert(sizeof(struct cs_capture) == 24, "capture");
 
 /* One step of a capture. Integer registers have the processor's numbers: rax 0, rcx 1, rdx 2, rbx 3, rsp 4, rbp 5, rsi 6, rdi 7, r8 to r15. */
 struct cs_capture_op {

@@ -25,6 +25,9 @@ _HEADS = {
     records.CAPTURE_STRING_LIBCXX: 10,
 }
 _MOST_OPERATIONS = 80
+_HEAD_BYTES = records.CAPTURE.itemsize
+_RAX, _RSP = 0, 4
+_WORD = 8
 _FARTHEST = 1 << 20
 """bytes above the return address that arguments may lie"""
 
@@ -40,12 +43,42 @@ class Capture:
     exit: tuple[Operation, ...]
     layout: dict[str, Any]
 
+    @property
+    def entry_words(self) -> tuple[int, ...]:
+        """The integer registers, if the arguments are nothing but words in some: the trampoline itself stores them."""
+        return _words(self.entry)
+
+    @property
+    def has_exit_word(self) -> bool:
+        """Whether the result is the word in rax."""
+        return _words(self.exit) == (_RAX,)
+
     def record(self, function: int) -> bytes:
         """A CAPTURE record with its operations."""
+        count = len(self.entry) + len(self.exit)
+        words = 8 * len(self.entry_words)
+        fixed = (16 + 8 + words, (8 + words) // 8 << 3 | records.EVENT_EXTENDED) if words else (0, 0)
         head = struct.pack(
-            "<IHHHHI", function, 16 + 8 * (len(self.entry) + len(self.exit)), len(self.entry), len(self.exit), 0, 0
+            "<IHHHHIII", function, _HEAD_BYTES + 8 * count, len(self.entry), len(self.exit), 0, *fixed, 0
         )
         return head + b"".join(struct.pack("<BBHi", *operation) for operation in self.entry + self.exit)
+
+
+def _words(operations: tuple[Operation, ...]) -> tuple[int, ...]:
+    whole = _can_widen(list(operations)) and all(count == _WORD for _, _, count, _ in operations)
+    return tuple(operation[1] for operation in operations) if whole else ()
+
+
+def _can_widen(operations: list[Operation]) -> bool:
+    """Whether all take integer registers, or parts of some: to record whole words costs less than half."""
+    return all(
+        action == records.CAPTURE_VALUE and source < records.CAPTURE_VECTOR and source != _RSP
+        for action, source, _, _ in operations
+    )
+
+
+def _widened(operation: Operation) -> Operation:
+    return (operation[0], operation[1], _WORD, operation[3])
 
 
 def compile_capture(prototype: Prototype, windows: bool) -> Capture:
@@ -74,11 +107,18 @@ def compile_capture(prototype: Prototype, windows: bool) -> Capture:
         room -= size
         description["how"] = _how(operations)
         entry += operations
+    if _can_widen(entry):
+        entry = [_widened(operation) for operation in entry]
+        for description in names:
+            if "how" in description:
+                description["how"] = [[action, _WORD] for action, _ in description["how"]]
     exit_: list[Operation] = []
     layout: dict[str, Any] = {"parameters": names, "variadic": prototype.variadic}
     back = result_place(prototype.result, windows)
     if back is not None and not prototype.is_clone:
         exit_ = [operation for operation in _operations(back, prototype.result) if _fits(operation)]
+        if _can_widen(exit_):
+            exit_ = [_widened(operation) for operation in exit_]
         layout["result"] = {"type": to_json(prototype.result), "how": _how(exit_)}
     return Capture(tuple(entry), tuple(exit_), layout)
 

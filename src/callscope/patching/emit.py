@@ -12,13 +12,17 @@ from callscope.format import (
     STUB_ENTRY_CAPTURE,
     STUB_ENTRY_CAPTURE_RED_ZONE,
     STUB_ENTRY_RED_ZONE,
+    STUB_ENTRY_WORDS,
+    STUB_ENTRY_WORDS_RED_ZONE,
     STUB_EXIT,
     STUB_EXIT_CAPTURE,
+    STUB_EXIT_WORD,
     STUB_LANDING,
     STUB_RETURNED,
     STUB_TAIL,
     STUB_TAIL_RED_ZONE,
 )
+from callscope.patching.capture import Capture
 from callscope.patching.code import JMP, CannotMoveError, Piece, Writer
 from callscope.patching.emit_calls import call_site, moved_call
 from callscope.patching.runs import CallSite, Layout, Redirect, Run
@@ -28,6 +32,9 @@ from callscope.patching.windows import long_displacement
 _PUSH_RCX = b"\x51"
 _POP_RCX = b"\x59"
 _MOV_ECX = b"\xb9"
+_RCX = 1
+_PUSH_SAVED_RCX = bytes.fromhex("ff3424")  # push qword ptr [rsp]
+_POP_TO_RCX = bytes.fromhex("8f41")  # pop qword ptr [rcx+...]
 _LEA_RCX = bytes.fromhex("488d0d")  # lea rcx,[rip+...]
 _BELOW_RED_ZONE = bytes.fromhex("488d6424 80")  # lea rsp,[rsp-128]
 _ABOVE_RED_ZONE = bytes.fromhex("488da424 80000000")  # lea rsp,[rsp+128]
@@ -77,10 +84,9 @@ class Emitter(Writer):
                 self.push(128)
             code += _PUSH_RCX
             self.push(8)
-            if run.function in self._text.captures:
-                code += _LEA_RCX
-                self.capture(run.function)
-                self.stub(STUB_ENTRY_CAPTURE_RED_ZONE if run.red_zone else STUB_ENTRY_CAPTURE)
+            capture = self._text.captures.get(run.function)
+            if capture is not None and capture.entry:
+                self._captured_entry(run, capture)
             else:
                 code += _MOV_ECX + struct.pack("<I", run.function)
                 self.stub(STUB_ENTRY_RED_ZONE if run.red_zone else STUB_ENTRY)
@@ -158,12 +164,33 @@ class Emitter(Writer):
             return True
         raise CannotMoveError(f"holds {raw.hex()}, which cannot be moved")
 
+    def _captured_entry(self, run: Run, capture: Capture) -> None:
+        code = self.out.code
+        code += _LEA_RCX
+        self.capture(run.function)
+        words = capture.entry_words
+        if not words:
+            self.stub(STUB_ENTRY_CAPTURE_RED_ZONE if run.red_zone else STUB_ENTRY_CAPTURE)
+            return
+        self.stub(STUB_ENTRY_WORDS_RED_ZONE if run.red_zone else STUB_ENTRY_WORDS)
+        for number, register in enumerate(words):
+            if register == _RCX:
+                code += _PUSH_SAVED_RCX
+                self.push(8)
+                code += _POP_TO_RCX + bytes([8 * number])
+                self.push(-8)
+            else:
+                code += bytes([0x48 | (register >> 3) << 2, 0x89, 0x41 | (register & 7) << 3, 8 * number])
+
     def _exit(self, address: int) -> None:
         function = self._text.function_at(address)
         owner = int(self._text.owners[function]) if function is not None else -1
         capture = self._text.captures.get(owner)
         if capture is None or not capture.exit:
             self.stub(STUB_EXIT)
+            return
+        if capture.has_exit_word:
+            self.stub(STUB_EXIT_WORD)
             return
         code = self.out.code
         code += _PUSH_RCX
