@@ -99,6 +99,16 @@ def test_prototypes_registers_and_json(tmp_path: Path, plan_cache: Path) -> None
         ("by", 1.5), ("what", "four"), ("times", 4),
     ]  # fmt: skip
     assert scale["result"]["value"] == 6.0
+    exported = tmp_path / "out"
+    for form, text in (
+        ("chrome", '"args": {"arguments": "by=1.5, what=\\"four\\", times=4"}'),
+        ("x64trace", 'enter plain!scale(by=1.5, what="four", times=4)'),
+        ("perfetto", 'by=1.5, what="four", times=4'),
+    ):
+        done = callscope(["export", tmp_path / "trace", "--to", form, "-o", exported], plan_cache)
+        assert done.status == 0, done.errors
+        assert text in exported.read_bytes().decode("utf-8", "replace")
+        exported.unlink()
 
 
 def test_libraries_of_the_system_by_name(tmp_path: Path, plan_cache: Path) -> None:

@@ -29,6 +29,9 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
     for is_entry, time, call in steps(database, selection):
         when = f"{time // scale}.{time % scale:03d}" if scale > 1 else str(time)
         name = f', "name": {texts.get(call.function_id, nameless)}' if is_entry else ""
+        shown = call.arguments if is_entry else call.result
+        if shown is not None:
+            name += f', "args": {{"{"arguments" if is_entry else "result"}": {json.dumps(shown, ensure_ascii=False)}}}'
         yield f'{{"ph": "{"B" if is_entry else "E"}", {places[call.thread]}, "ts": {when}{name}}},'
     yield _metadata("exporter", 0, 0, "callscope").rstrip(",") + "]}"
 

@@ -17,6 +17,8 @@ _PACKET = 1  # of Trace
 _TIMESTAMP, _SEQUENCE, _TRACK_EVENT, _INTERNED, _FLAGS, _TRACK_DESCRIPTOR = 8, 10, 11, 12, 13, 60  # of TracePacket
 _UUID, _PROCESS, _THREAD, _PARENT = 1, 3, 4, 5  # of TrackDescriptor
 _TYPE, _NAME_ID, _TRACK = 9, 10, 11  # of TrackEvent
+_ANNOTATION = 4
+_ANNOTATION_NAME, _ANNOTATION_TEXT = 10, 6  # of DebugAnnotation
 _EVENT_NAMES = 2  # of InternedData
 _BEGIN, _END = 1, 2
 _STATE_CLEARED, _NEEDS_STATE = 1, 2
@@ -49,12 +51,20 @@ def chunks(database: Database, selection: Selection) -> Iterator[bytes]:
             end = _bytes(_TRACK_EVENT, _int(_TYPE, _END) + _int(_TRACK, uuid)) + sequence + _int(_FLAGS, _NEEDS_STATE)
         if is_entry:
             number = call.function_id
-            body = known.get(number)
-            if body is None:
-                event = _bytes(_TRACK_EVENT, begin + _int(_NAME_ID, number)) + sequence + _int(_FLAGS, _NEEDS_STATE)
+            is_new = number not in known
+            if is_new:
+                event = _bytes(_TRACK_EVENT, begin + _int(_NAME_ID, number))
+                known[number] = event + sequence + _int(_FLAGS, _NEEDS_STATE)
+            body = known[number]
+            if call.arguments is not None:
+                event = begin + _int(_NAME_ID, number) + _annotation("arguments", call.arguments)
+                body = _bytes(_TRACK_EVENT, event) + sequence + _int(_FLAGS, _NEEDS_STATE)
+            if is_new:
                 name_entry = _int(1, number) + _text(2, texts.get(number, "?"))
-                known[number] = event
-                body = event + _bytes(_INTERNED, _bytes(_EVENT_NAMES, name_entry))
+                body += _bytes(_INTERNED, _bytes(_EVENT_NAMES, name_entry))
+        elif call.result is not None:
+            event = _int(_TYPE, _END) + _int(_TRACK, uuid) + _annotation("result", call.result)
+            body = _bytes(_TRACK_EVENT, event) + sequence + _int(_FLAGS, _NEEDS_STATE)
         else:
             body = end
         out += _packet(_TIME_KEY + _varint(time) + body)
@@ -62,6 +72,10 @@ def chunks(database: Database, selection: Selection) -> Iterator[bytes]:
             yield bytes(out)
             out.clear()
     yield bytes(out)
+
+
+def _annotation(name: str, text: str) -> bytes:
+    return _bytes(_ANNOTATION, _text(_ANNOTATION_NAME, name) + _text(_ANNOTATION_TEXT, text))
 
 
 def _varint(value: int) -> bytes:

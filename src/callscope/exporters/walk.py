@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from callscope.reports.database import ENDINGS, Database
+from callscope.reports.database import CAPTURED_JOINS, CAPTURED_TEXTS, ENDINGS, Database
 from callscope.reports.selection import Selection, check_calls, condition, label
 
 
 class Call(NamedTuple):
-    """A row of `call_rows`. Times in nanoseconds since the session's start; zero in a trace without clock."""
+    """A row of `call_rows`. Times in nanoseconds since the session's start; zero in a trace without clock. arguments,
+    result: as text, where they were recorded.
+    """
 
     call_id: int
     thread: int
@@ -20,6 +22,8 @@ class Call(NamedTuple):
     duration_ns: int
     descendants: int
     ended_by: int
+    arguments: str | None = None
+    result: str | None = None
 
 
 class Step(NamedTuple):
@@ -31,7 +35,7 @@ class Step(NamedTuple):
 
 
 TAIL_CALL: Final = ENDINGS.index("tail_call")
-_COLUMNS: Final = ", ".join(f"c.{name}" for name in Call._fields)
+_COLUMNS: Final = ", ".join(f"c.{name}" for name in Call._fields[:-2])
 
 
 def steps(database: Database, selection: Selection) -> Iterator[Step]:
@@ -43,8 +47,9 @@ def steps(database: Database, selection: Selection) -> Iterator[Step]:
     """
     check_calls(database)
     chosen = condition(database, Selection(thread=selection.thread, process=selection.process))
+    texts, joins = (CAPTURED_TEXTS, CAPTURED_JOINS) if database.has_captures else ("", "")
     rows = database.stream_calls(
-        lambda source, end: f"SELECT {_COLUMNS} FROM {source} c WHERE {chosen} ORDER BY c.call_id"
+        lambda source, end: f"SELECT {_COLUMNS}{texts} FROM {source} c {joins} WHERE {chosen} ORDER BY c.call_id"
     )
     has_clock = database.has_clock
     number = last = 0

@@ -44,12 +44,14 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
         if is_entry:
             yield f"{start} call {target} from {sites.get(call.site) or '-'}"
             if call.function_id not in outside:
-                yield f"{start} enter {target}"
+                given = f"({call.arguments})" if call.arguments is not None else ""
+                yield f"{start} enter {target}{given}"
         elif call.ended_by == TAIL_CALL:
             yield f"{start} jump {target}"
         else:
             if call.function_id not in outside:
-                yield f"{start} exit {target}"
+                result = f" = {call.result}" if call.result is not None else ""
+                yield f"{start} exit {target}{result}"
             yield f"{start} called {target}"
 
 
