@@ -15,7 +15,14 @@ from tests.builders.tracing import callscope, run_plain, run_traced
 
 SETTINGS = {"args": True, "functions": ["f[0-9]*", "*::f[0-9]*"]}
 LEVELS = ("-O0", "-O1", "-O2", "-O3")
-SAMPLE = [(1, "gcc", "-O0"), (2, "gcc", "-O2"), (3, "gcc", "-O3"), (4, "zig", "-O0"), (5, "zig", "-O2")]
+SAMPLE = [
+    (1, "gcc", "-O0"),
+    (2, "gcc", "-O2"),
+    (3, "gcc", "-O3"),
+    (4, "zig", "-O0"),
+    (5, "zig", "-O2"),
+    (7, "mingw", "-O2"),
+]
 
 
 def judge(
@@ -32,7 +39,10 @@ def judge(
     source = directory / ("arguments.cpp" if is_cpp else "arguments.c")
     source.write_text(program.source)
     flags = [level, "-g", "-w", f"-I{TARGETS}"]
-    binary = compile_program([source], directory / "arguments", flags, compiler)
+    if compiler == "mingw":
+        flags.append("-D__USE_MINGW_ANSI_STDIO=1")  # for %La
+    name = "arguments.exe" if compiler == "mingw" else "arguments"
+    binary = compile_program([source], directory / name, flags, compiler)
     log, trace = directory / "log", directory / "trace"
     outcome = run_traced([binary, log], trace, cache, recording=SETTINGS | more)
     assert (outcome.status, outcome.output) == (0, ""), outcome.errors
@@ -65,7 +75,7 @@ def test_values_are_true_whatever_else_is_recorded(
 @pytest.mark.long
 @pytest.mark.parametrize("is_cpp", [False, True], ids=["c", "cpp"])
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("compiler", ["gcc", "zig"])
+@pytest.mark.parametrize("compiler", ["gcc", "zig", "mingw"])
 @pytest.mark.parametrize("seed", range(100, 105))
 def test_matrix(
     seed: int, compiler: str, level: str, is_cpp: bool, tmp_path: Path, plan_cache: Path,

@@ -5,18 +5,23 @@ pyelftools parses the debugging entries; here is what they mean for a call.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from elftools.common.exceptions import DWARFError, ELFError
 from elftools.dwarf.dwarf_expr import DWARFExprParser
+from elftools.dwarf.dwarfinfo import DebugSectionDescriptor, DwarfConfig, DWARFInfo
 from elftools.dwarf.locationlists import LocationExpr, LocationParser
 from elftools.elf.elffile import ELFFile
 
 from callscope.binary import prototypes as proto
+from callscope.binary.pe import read_pe
+from callscope.binary.pe_tables import named_sections
 from callscope.binary.prototypes import Member, Parameter, Piece, Prototype, Type
+from callscope.errors import ImageError
 from callscope.format import CAPTURE_STACK, CAPTURE_VECTOR
 
 MOST_NESTING = 6
@@ -42,13 +47,18 @@ _TRANSPARENT = {
     "DW_TAG_immutable_type",
 }  # fmt: skip
 _QUALIFIERS: dict[str, str] = {"DW_TAG_const_type": "const ", "DW_TAG_volatile_type": "volatile "}
+_DWARF_SECTIONS = """
+    debug_info debug_aranges debug_abbrev debug_frame eh_frame debug_str debug_loc debug_ranges debug_line
+    debug_pubtypes debug_pubnames debug_addr debug_str_offsets debug_line_str debug_loclists debug_rnglists debug_sup
+    gnu_debugaltlink debug_types
+""".split()  # noqa: SIM905
 _FAILURES = (DWARFError, ELFError, ValueError, KeyError, IndexError, AttributeError, AssertionError, OverflowError,
-             TypeError, RecursionError, UnicodeDecodeError)  # fmt: skip
+             TypeError, RecursionError, UnicodeDecodeError, ImageError)  # fmt: skip
 """what damaged DWARF makes pyelftools raise"""
 
 
 def read_prototypes(path: Path, low: int, wanted: Callable[[int], str | None]) -> dict[int, Prototype]:
-    """The prototypes of the functions of the ELF file at `path` by relative address.
+    """The prototypes of the functions of the ELF or PE file at `path` by relative address.
 
     `low`: the address that relative ones count from. `wanted`: the symbol of the function at a relative address, None
     where it is not asked for. What is damaged is left out.
@@ -56,10 +66,9 @@ def read_prototypes(path: Path, low: int, wanted: Callable[[int], str | None]) -
     found: dict[int, Prototype] = {}
     with path.open("rb") as file:
         try:
-            elf = ELFFile(file)
-            if not elf.has_dwarf_info():
+            dwarf = _dwarf_of_pe(path) if file.read(2) == b"MZ" else _dwarf_of_elf(file)
+            if dwarf is None:
                 return found
-            dwarf = elf.get_dwarf_info(follow_links=False)
             reader = _Reader(dwarf)
             for unit in dwarf.iter_CUs():
                 for address, prototype in reader.functions(unit, low, wanted):
@@ -67,6 +76,27 @@ def read_prototypes(path: Path, low: int, wanted: Callable[[int], str | None]) -
         except _FAILURES:
             return found
     return found
+
+
+def _dwarf_of_elf(file: BinaryIO) -> Any:
+    elf = ELFFile(file)
+    return elf.get_dwarf_info(follow_links=False) if elf.has_dwarf_info() else None
+
+
+def _dwarf_of_pe(path: Path) -> Any:
+    """The DWARF that GCC leaves in Windows programs."""
+    image = read_pe(path)
+    sections = named_sections(image.data, image.tables)
+    if ".debug_info" not in sections:
+        return None
+    given: dict[str, Any] = {}
+    for name in _DWARF_SECTIONS:
+        data = sections.get(f".{name}")
+        described = None
+        if data is not None:
+            described = DebugSectionDescriptor(io.BytesIO(bytes(data)), f".{name}", 0, len(data), 0)
+        given[f"{name}_sec"] = described
+    return DWARFInfo(config=DwarfConfig(True, "x64", 8), **given)
 
 
 class _Reader:

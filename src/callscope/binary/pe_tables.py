@@ -150,6 +150,23 @@ def read_symbols(data: memoryview, tables: Tables) -> NamedAddresses:
     return NamedAddresses(rva, [_symbol_name(bytes(name), strings) for name in records["name"]])
 
 
+def named_sections(data: memoryview, tables: Tables) -> dict[str, memoryview]:
+    """Name -> bytes in the file of every section; names of more than 8 bytes stand behind the symbols ("PE Format",
+    "Section Table").
+    """
+    after = int(tables.header["symbol_offset"]) + int(tables.header["symbol_count"]) * SYMBOL.itemsize
+    strings = _Strings(lambda place, size: bytes(data[after + place : after + place + size]))
+    found: dict[str, memoryview] = {}
+    for section in tables.sections:
+        name = bytes(section["name"]).rstrip(b"\0").decode("utf-8", "replace")
+        if name.startswith("/") and name[1:].isascii() and name[1:].isdigit():
+            name = strings.at(int(name[1:]))
+        start = int(section["offset"])
+        size = min(int(section["file_size"]), int(section["memory_size"]) or int(section["file_size"]))
+        found.setdefault(name, data[start : start + size])
+    return found
+
+
 def _symbol_name(name: bytes, strings: _Strings) -> str:
     if name[:4] != bytes(4):
         return name.rstrip(b"\0").decode("utf-8", "replace")
