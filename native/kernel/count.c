@@ -3,13 +3,13 @@
 #include "kernel.h"
 #include <stdint.h>
 
-CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[5]);
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[6]);
 
-/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING, CALL}. Nothing is
- * counted where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where reading had
- * to stop.
+/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING, CALL, INLINE_ENTRY}.
+ * Nothing is counted where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where
+ * reading had to stop.
  */
-CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[5]) {
+CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[6]) {
     const uint32_t *words = (const uint32_t *)events;
     uint64_t at = 0, end = bytes / 8;
     while (at < end) {
@@ -39,6 +39,8 @@ CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_
             if (second >> 3 == 0 || second >> 3 > end - at) {
                 return (int64_t)(at * 8);
             }
+            counts[5] += words[2 * at] == CS_EXTENDED_INLINE_ENTRY;
+            counts[1] += words[2 * at] == CS_EXTENDED_INLINE_EXIT;
             at += second >> 3;
             break;
         default:

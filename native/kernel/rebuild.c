@@ -158,8 +158,36 @@ static void call(struct cs_rebuild *s, const uint32_t event[4]) {
     s->call_function = CS_LAST_FUNCTION + 1 + target;
 }
 
-/* An EXTENDED record of `units` times 8 bytes at `at`. */
-static void extended(struct cs_rebuild *s, uint32_t type, uint32_t units, uint64_t at) {
+/* The compiler's hook for a function that begins or ends, as a rule an inlined one. */
+static void inlined(struct cs_rebuild *s, const uint8_t *bytes, bool is_entry) {
+    struct cs_inline_event event;
+    memcpy(&event, bytes, sizeof event);
+    advance(s, event.time);
+    if (event.function == 0) {
+        s->unfinished++;
+        return;
+    }
+    uint32_t target = site_of(s, event.function), function = target == CS_NO_NODE ? 0 : s->site_states[target].starts;
+    uint32_t site = target == CS_NO_NODE ? target : site_of(s, event.return_address);
+    if (site == CS_NO_NODE) {
+        cs_fail(s, CS_REBUILD_NO_MEMORY);
+    } else if (function == 0) {
+        return; /* not of an image that is traced */
+    } else if (is_entry) {
+        cs_inline_entry(s, event.sp, function, site);
+    } else {
+        cs_inline_exit(s, event.sp, function);
+    }
+}
+
+/* An EXTENDED record of `units` times 8 bytes at `at`, `bytes` of the chunk. */
+static void extended(struct cs_rebuild *s, uint32_t type, uint32_t units, uint64_t at, const uint8_t *bytes) {
+    if (type == CS_EXTENDED_INLINE_ENTRY || type == CS_EXTENDED_INLINE_EXIT) {
+        if (units * 8 >= 8 + sizeof(struct cs_inline_event)) {
+            inlined(s, bytes + 8, type == CS_EXTENDED_INLINE_ENTRY);
+        }
+        return;
+    }
     struct cs_captured found = {.offset = at + 8, .bytes = (units - 1) * 8, .kind = type};
     if (type == CS_EXTENDED_RESULT) {
         s->result = found;
@@ -169,7 +197,8 @@ static void extended(struct cs_rebuild *s, uint32_t type, uint32_t units, uint64
     }
 }
 
-static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint64_t at, uint64_t left) {
+static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], const uint8_t *event_bytes, uint64_t at,
+                             uint64_t left) {
     uint32_t argument = event[1] >> 3, sp = event[1] & ~CS_EVENT_KIND_MASK;
     switch (event[1] & CS_EVENT_KIND_MASK) {
     case CS_EVENT_TAIL:
@@ -192,7 +221,7 @@ static inline uint64_t other(struct cs_rebuild *s, const uint32_t event[2], uint
             s->unknown++;
             return left;
         }
-        extended(s, event[0], argument, at);
+        extended(s, event[0], argument, at, event_bytes);
         return (uint64_t)argument * 8;
     default:
         s->unknown += event[1] != 0; /* a time without a kind: its writer was killed or jumped out of there */
@@ -212,6 +241,8 @@ static bool waits_no_more(struct cs_rebuild *s, const uint32_t event[4]) {
     case CS_EVENT_TAIL:
     case CS_EVENT_LANDING:
         return true;
+    case CS_EVENT_EXTENDED:
+        return event[0] == CS_EXTENDED_INLINE_ENTRY || event[0] == CS_EXTENDED_INLINE_EXIT;
     default:
         return false;
     }
@@ -284,7 +315,7 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
                 s->result.kind = 0;
             }
         } else {
-            at += other(s, event, at, length - at);
+            at += other(s, event, bytes + at, at, length - at);
         }
     }
     *offset = at;

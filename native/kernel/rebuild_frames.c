@@ -3,49 +3,6 @@
 
 #include "rebuild_state.h"
 
-bool cs_append32(struct cs_list32 *list, uint32_t value) {
-    if (list->count == list->capacity) {
-        uint64_t capacity = list->capacity ? list->capacity * 2 : 64;
-        uint32_t *items = realloc(list->items, capacity * sizeof *items);
-        if (items == NULL) {
-            return false;
-        }
-        list->items = items;
-        list->capacity = capacity;
-    }
-    list->items[list->count++] = value;
-    return true;
-}
-
-bool cs_append64(struct cs_list64 *list, uint64_t value) {
-    if (list->count == list->capacity) {
-        uint64_t capacity = list->capacity ? list->capacity * 2 : 64;
-        uint64_t *items = realloc(list->items, capacity * sizeof *items);
-        if (items == NULL) {
-            return false;
-        }
-        list->items = items;
-        list->capacity = capacity;
-    }
-    list->items[list->count++] = value;
-    return true;
-}
-
-bool cs_append_captured(struct cs_rebuild *s, struct cs_captured value) {
-    if (s->captured_count == s->captured_capacity) {
-        uint64_t capacity = s->captured_capacity ? s->captured_capacity * 2 : 256;
-        struct cs_captured *items = realloc(s->captured, capacity * sizeof *items);
-        if (items == NULL) {
-            cs_fail(s, CS_REBUILD_NO_MEMORY);
-            return false;
-        }
-        s->captured = items;
-        s->captured_capacity = capacity;
-    }
-    s->captured[s->captured_count++] = value;
-    return true;
-}
-
 /* Learn something about a function, once. */
 static void note(struct cs_rebuild *s, uint32_t function, uint8_t fact, struct cs_list32 *list) {
     if (function < s->in.function_limit && !(s->facts[function] & fact)) {
@@ -81,8 +38,8 @@ static void close_call(struct cs_rebuild *s, const struct cs_frame *frame, unsig
     }
 }
 
-/* End the lane's last frame. A frame whose TAIL mark was seen ended then, whatever is known now. */
-static void pop(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by) {
+/* A frame whose TAIL mark was seen ended then, whatever is known now. */
+void cs_frames_pop(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by) {
     struct cs_frame *frame = &lane->frames[--lane->count];
     uint64_t end = s->now;
     if (frame->marks & CS_FRAME_MARKED) {
@@ -107,24 +64,23 @@ static void pop(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by) {
 
 void cs_frames_clear(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by) {
     while (lane->count != 0) {
-        pop(s, lane, ended_by);
+        cs_frames_pop(s, lane, ended_by);
     }
 }
 
-/* End the frames that begin below sp. */
-static void pop_below(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp) {
+void cs_frames_pop_below(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp) {
     while (lane->count != 0) {
         uint32_t base = lane->frames[0].sp, depth = base - lane->frames[lane->count - 1].sp;
         if (!((base - sp) >> 31) && depth <= base - sp) {
             return;
         }
-        pop(s, lane, CS_ENDED_UNWOUND);
+        cs_frames_pop(s, lane, CS_ENDED_UNWOUND);
     }
 }
 
 static void pop_at(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, unsigned ended_by) {
     while (lane->count != 0 && lane->frames[lane->count - 1].sp == sp) {
-        pop(s, lane, ended_by);
+        cs_frames_pop(s, lane, ended_by);
     }
 }
 
@@ -243,10 +199,26 @@ static inline void push(struct cs_rebuild *s, struct cs_lane *lane, const struct
     s->calls++;
     if (s->open_count > CS_OPEN_LIMIT) {
         s->too_deep++;
-        pop(s, lane, CS_ENDED_UNWOUND);
+        cs_frames_pop(s, lane, CS_ENDED_UNWOUND);
     }
     if (s->calls - s->block == CS_BLOCK_CALLS) {
         end_block(s);
+    }
+}
+
+void cs_frames_push_inline(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function, uint32_t site,
+                           bool is_gap) {
+    struct cs_frame *top = top_of(lane), caller;
+    uint16_t chain = 1;
+    if (top) {
+        caller = *top;
+        chain = caller.marks & CS_FRAME_INLINE ? caller.chain + 1 : 1;
+    }
+    struct entry e = {sp, function, CS_NO_NODE, site, CS_FUNCTION_EXITS | CS_FUNCTION_TAILS};
+    uint64_t before = s->open_count;
+    push(s, lane, &e, top ? &caller : NULL, is_gap, chain);
+    if (s->open_count > before) {
+        top_of(lane)->marks |= CS_FRAME_INLINE;
     }
 }
 
@@ -320,8 +292,12 @@ static const struct cs_frame *caller_of_lane(struct cs_rebuild *s, uint32_t inde
 static void enter_elsewhere(struct cs_rebuild *s, const struct entry *e, struct cs_site_state *site) {
     struct cs_place place = cs_lanes_of_entry(s, e->sp, site);
     struct cs_lane *lane = s->lanes[place.lane];
-    pop_below(s, lane, e->sp);
+    cs_frames_pop_below(s, lane, e->sp);
     struct cs_frame *top = top_of(lane);
+    while (top && top->marks & CS_FRAME_INLINE && top->sp == e->sp) {
+        cs_frames_pop(s, lane, CS_ENDED_UNWOUND);
+        top = top_of(lane);
+    }
     if (top && top->sp == e->sp) {
         if (is_tail_callee(s, lane, e, site)) {
             if (!(top->marks & CS_FRAME_MARKED)) {
@@ -339,15 +315,19 @@ static void enter_elsewhere(struct cs_rebuild *s, const struct entry *e, struct 
     }
     bool is_gap = false;
     if (place.parent >= 0) {
-        while (lane->count > (uint32_t)place.parent + 1) {
-            pop(s, lane, CS_ENDED_UNWOUND);
+        uint32_t count = (uint32_t)place.parent + 1;
+        while (count < lane->count && lane->frames[count].marks & CS_FRAME_INLINE) {
+            count++;
+        }
+        while (lane->count > count) {
+            cs_frames_pop(s, lane, CS_ENDED_UNWOUND);
         }
         top = top_of(lane);
-        top->marks &= (uint8_t)~(CS_FRAME_MARKED | CS_FRAME_LINKED);
-    } else {
+        lane->frames[place.parent].marks &= (uint8_t)~(CS_FRAME_MARKED | CS_FRAME_LINKED);
+    } else if (!top || !(top->marks & CS_FRAME_INLINE) || s->site_states[top->site].function != site->function) {
         uint32_t caller_sp = e->sp + site->offset;
         if (site->kind == CS_SITE_RSP) {
-            pop_below(s, lane, caller_sp);
+            cs_frames_pop_below(s, lane, caller_sp);
             top = top_of(lane);
             uint8_t seen = CS_FUNCTION_EXITS | CS_FUNCTION_TAILS;
             if (top && top->sp == caller_sp && !(top->marks & CS_FRAME_MARKED) && (top->can & seen) == seen &&
@@ -427,10 +407,10 @@ void cs_frames_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint3
     }
     struct cs_lane *lane = cs_current(s);
     if (lane->count != 0) {
-        const struct cs_frame *top = &lane->frames[lane->count - 1];
-        uint32_t apart = top->sp - sp;
-        bool is_caller = top->owner == site->function && !(top->marks & CS_FRAME_MARKED) &&
-                         !((lane->frames[0].sp - sp) >> 31) && apart != 0;
+        const struct cs_frame *top = &lane->frames[lane->count - 1], *code = cs_lane_code(lane);
+        uint32_t apart = code ? code->sp - sp : 0;
+        bool is_caller = code && code->owner == site->function && !(code->marks & CS_FRAME_MARKED) &&
+                         !((lane->frames[0].sp - sp) >> 31) && apart != 0 && (int32_t)(top->sp - sp) > 0;
         if (is_caller && site->kind == CS_SITE_RSP && apart == site->offset) {
             learn_callee(site, function);
             push(s, lane, &e, top, false, 1);
@@ -451,7 +431,7 @@ void cs_frames_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint3
 static void drop_below(struct cs_rebuild *s, uint32_t sp) {
     struct cs_lane *lane = cs_current(s);
     if (lane->count != 0 && (cs_lane_distance(lane, sp) <= CS_NEAR || cs_lane_covers(lane, sp))) {
-        pop_below(s, lane, sp);
+        cs_frames_pop_below(s, lane, sp);
         cs_lanes_leave_empty(s);
     }
 }
@@ -470,7 +450,9 @@ static struct cs_frame *go_to_frame(struct cs_rebuild *s, uint32_t sp) {
     }
     lane = s->lanes[place.lane];
     while (lane->count > (uint32_t)place.parent + 1) {
-        pop(s, lane, CS_ENDED_UNWOUND);
+        const struct cs_frame *code = cs_lane_code(lane);
+        bool is_own = code == &lane->frames[place.parent]; /* code inlined there that has no hook at this end */
+        cs_frames_pop(s, lane, is_own ? CS_ENDED_RETURN : CS_ENDED_UNWOUND);
     }
     cs_lanes_enter(s, place.lane);
     return top_of(lane);
@@ -505,7 +487,7 @@ void cs_frames_landing(struct cs_rebuild *s, uint32_t sp) {
         if (is_target(top->function)) {
             top->can |= CS_FUNCTION_EXITS; /* it did not return, or that would have been seen */
         }
-        pop_below(s, s->lanes[index], sp);
+        cs_frames_pop_below(s, s->lanes[index], sp);
         if (s->lanes[index]->count != 0) {
             cs_lanes_enter(s, index);
         }

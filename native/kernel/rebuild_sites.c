@@ -75,7 +75,11 @@ static void describe(const struct cs_rebuild *s, const struct cs_module_span *sp
         return;
     }
     const struct cs_image_tables *image = &s->in.images[span->image];
-    const struct cs_function *function = find_function(image, site->rva - 1);
+    const struct cs_function *function = find_function(image, site->rva);
+    if (function != NULL && function->rva == site->rva) {
+        state->starts = image->id_base + (uint32_t)(function - image->functions);
+    }
+    function = find_function(image, site->rva - 1);
     if (function == NULL) {
         return;
     }

@@ -29,6 +29,7 @@ enum cs_site_kind {
 struct cs_site_state {
     uint32_t function; /* owner-mapped id of the function around the site, or 0 */
     uint32_t offset;   /* CS_SITE_RSP */
+    uint32_t starts;   /* id of the function that begins at this very address, or 0 */
     uint8_t kind;
     uint8_t is_part; /* the function is a part of an unknown one */
     uint8_t is_signal;
@@ -47,9 +48,11 @@ struct cs_site_slot {
 };
 
 enum {
-    CS_FRAME_MARKED = 1, /* its TAIL mark was seen: it ended then, and waits for the chain to return */
-    CS_FRAME_LINKED = 2, /* another frame is its tail callee */
-    CS_FRAME_INNER = 4,  /* it lies inside another call of its node */
+    CS_FRAME_MARKED = 1,  /* its TAIL mark was seen: it ended then, and waits for the chain to return */
+    CS_FRAME_LINKED = 2,  /* another frame is its tail callee */
+    CS_FRAME_INNER = 4,   /* it lies inside another call of its node */
+    CS_FRAME_INLINE = 8,  /* an inlined call: code of the frame `chain` places before it */
+    CS_FRAME_HOOKED = 16, /* the compiler's hook told of its entry too */
 };
 
 struct cs_frame {
@@ -154,9 +157,32 @@ uint64_t cs_frames_exit(struct cs_rebuild *s, uint32_t sp);
 void cs_frames_tail(struct cs_rebuild *s, uint32_t sp);
 void cs_frames_landing(struct cs_rebuild *s, uint32_t sp);
 void cs_frames_clear(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by);
+/* End the lane's last frame. */
+void cs_frames_pop(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by);
+/* End the frames that begin below sp. */
+void cs_frames_pop_below(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp);
+/* Open a frame for an inlined call below the lane's last one. */
+void cs_frames_push_inline(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function, uint32_t site,
+                           bool is_gap);
+
+/* rebuild_lists.c; false when there is no memory */
 bool cs_append32(struct cs_list32 *list, uint32_t value);
-bool cs_append_captured(struct cs_rebuild *s, struct cs_captured value);
 bool cs_append64(struct cs_list64 *list, uint64_t value);
+bool cs_append_captured(struct cs_rebuild *s, struct cs_captured value);
+
+/* rebuild_inline.c */
+/* The compiler's hook told that `function` begins at `sp` as a part of the code around the call site. */
+void cs_inline_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint32_t site);
+void cs_inline_exit(struct cs_rebuild *s, uint32_t sp, uint32_t function);
+
+/* The frame whose code a lane's last frame is: itself, or what an inlined call is part of. Null: not traced. */
+static inline struct cs_frame *cs_lane_code(const struct cs_lane *lane) {
+    struct cs_frame *top = lane->count != 0 ? &lane->frames[lane->count - 1] : NULL;
+    if (top == NULL || !(top->marks & CS_FRAME_INLINE)) {
+        return top;
+    }
+    return top->chain < lane->count ? top - top->chain : NULL;
+}
 
 static inline void cs_fail(struct cs_rebuild *s, int status) {
     if (s->status == CS_REBUILD_OK) {

@@ -32,6 +32,8 @@ EVENT_CALL = 7
 EVENT_KIND_MASK = 7
 EXTENDED_ARGUMENTS = 1
 EXTENDED_RESULT = 2
+EXTENDED_INLINE_ENTRY = 16
+EXTENDED_INLINE_EXIT = 17
 LAST_FUNCTION = 0x3FFFFFFF
 CONTROL_EPOCH = 1
 CONTROL_SKIP = 2
@@ -101,6 +103,9 @@ FUNCTION_ENTRY = 1
 FUNCTION_EXITS = 2
 FUNCTION_TAILS = 4
 FUNCTION_PART = 8
+FUNCTION_HOOKED = 32
+FUNCTION_LEFT_OUT = 16
+PLAN_HOOKS = 1
 CFA_UNKNOWN = 0
 CFA_RSP = 1
 CFA_RBP = 2
@@ -167,6 +172,16 @@ SHORT_EVENT = np.dtype(
     [
         ("time", "<u4"),
         ("sp", "<u4"),
+    ]
+)
+
+# The words of an INLINE_ENTRY or INLINE_EXIT behind its first 8 bytes.
+INLINE_EVENT = np.dtype(
+    [
+        ("time", "<u4"),
+        ("sp", "<u4"),
+        ("function", "<u4"),
+        ("return_address", "<u4"),
     ]
 )
 

@@ -178,10 +178,24 @@ struct cs_vectors {
 void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place);
 void cs_capture_exit(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place);
 
+/* A slot of `bytes` bytes for an event at stack pointer `sp`, and the low half of the clock for it. */
+uint32_t *cs_reserve(uint64_t sp, uint32_t bytes, uint32_t *time);
+
+/* ---- hooks.c */
+/* What the hooks that compilers call do: nothing, record, or ask cs_hook first. */
+enum cs_hooks { CS_HOOKS_OFF, CS_HOOKS_DIRECT, CS_HOOKS_ASK };
+extern uint32_t cs_hooks __attribute__((visibility("hidden")));
+/* A module whose calls of hooks tell something is traced from now on. */
+void cs_hooks_start(void);
+/* From a hook: `function` was inlined where the hook's call returns to. `type` is EXTENDED_INLINE_*. */
+void cs_hook(uint64_t function, uint64_t sp, uint64_t return_address, uint32_t type);
+
 /* ---- depth.c */
 /* The depth filter, from routines.inc: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */
 bool cs_depth_enter(uint64_t sp);
 bool cs_depth_leave(uint64_t sp);
+/* Whether a call that began at `sp` would be recorded. */
+bool cs_depth_inside(uint64_t sp);
 void cs_depth_free(void *lanes);
 
 #endif

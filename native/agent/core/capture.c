@@ -136,8 +136,7 @@ static void collect(const struct state *state, const struct cs_capture_op *ops, 
     state->out->bytes += rest;
 }
 
-/* A slot of `bytes` bytes, and the low half of the clock for it. */
-static uint32_t *reserve(uint64_t sp, uint32_t bytes, uint32_t *time) {
+uint32_t *cs_reserve(uint64_t sp, uint32_t bytes, uint32_t *time) {
     for (;;) {
         struct cs_block *block = cs_self()->block;
         uint64_t at = bytes;
@@ -173,7 +172,7 @@ void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vect
     out.bytes = 0;
     struct state state = {frame, vectors, place, &out};
     collect(&state, (const struct cs_capture_op *)(capture + 1), capture->entry_count);
-    uint32_t time, *slot = reserve(sp, (uint32_t)sizeof(struct cs_entry_event) + HEAD + out.bytes, &time);
+    uint32_t time, *slot = cs_reserve(sp, (uint32_t)sizeof(struct cs_entry_event) + HEAD + out.bytes, &time);
     /* The sizes first: what is written behind them must never be taken for events. */
     slot[5] = record_word(&out);
     __atomic_store_n(&slot[1], (uint32_t)sp | CS_EVENT_ENTRY, __ATOMIC_RELEASE);
@@ -192,7 +191,7 @@ void cs_capture_exit(const struct cs_kept *frame, const struct cs_vectors *vecto
     out.bytes = 0;
     struct state state = {frame, vectors, place, &out};
     collect(&state, (const struct cs_capture_op *)(capture + 1) + capture->entry_count, capture->exit_count);
-    uint32_t time, *slot = reserve(sp, HEAD + out.bytes + (uint32_t)sizeof(struct cs_short_event), &time);
+    uint32_t time, *slot = cs_reserve(sp, HEAD + out.bytes + (uint32_t)sizeof(struct cs_short_event), &time);
     __atomic_store_n(&slot[1], record_word(&out), __ATOMIC_RELEASE);
     put_record(slot, CS_EXTENDED_RESULT, &out);
     slot += (HEAD + out.bytes) / 4;

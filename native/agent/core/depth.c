@@ -117,6 +117,16 @@ bool cs_depth_leave(uint64_t sp) {
     return recorded;
 }
 
+bool cs_depth_inside(uint64_t sp) {
+    const struct lane *lane = lane_of(sp);
+    if (!lane)
+        return false;
+    uint32_t depth = lane->depth;
+    while (depth && lane->open[depth - 1] <= sp)
+        depth--;
+    return depth < ((struct lanes *)cs_self()->lanes)->limit;
+}
+
 void cs_depth_free(void *memory) {
     struct lanes *lanes = memory;
     if (!lanes)

@@ -170,6 +170,9 @@ void cs_events_settle(struct cs_block *block) {
     for (uint64_t at = (uint64_t)block->sink; at < end; lost++) {
         uint32_t kind = ((struct cs_short_event *)at)->sp & CS_EVENT_KIND_MASK;
         bool is_long = kind == CS_EVENT_ENTRY || kind == CS_EVENT_CALL;
+        uint32_t units = ((struct cs_short_event *)at)->sp >> 3;
+        if (kind == CS_EVENT_EXTENDED && units)
+            at += units * 8ull - sizeof(struct cs_short_event);
         at += is_long ? sizeof(struct cs_entry_event) : sizeof(struct cs_short_event);
         if (!is_long && kind != CS_EVENT_EXIT && kind != CS_EVENT_TAIL)
             lost--;

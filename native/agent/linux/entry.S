@@ -120,6 +120,62 @@ nowhere:
     routine_set
     capture_routines
 
+    /* void \name(void *function, void *call_site): what code built with -finstrument-functions calls. They record only
+     * for modules with a plan that says so; the first argument and where the hook was called tell all. */
+    .set HOOK_TIME, 8
+    .set HOOK_SP, 12
+    .set HOOK_FUNCTION, 16
+    .set HOOK_RETURN_ADDRESS, 20
+    .set HOOK_BYTES, 24
+    .macro hook name, type
+    .p2align 6
+    .globl \name
+    .type \name, @function
+\name:
+    .cfi_startproc
+    cmp dword ptr [rip + cs_hooks], 1
+    jb 2f
+    ja 3f
+1:  load_block r10
+    mov r8d, HOOK_BYTES
+    xadd [r10], r8
+    lea r9, [r8 + HOOK_BYTES - 16]
+    cmp r9, [r10 + BLOCK_END]
+    jae 4f
+    rdtsc
+    cmp edx, [r10 + BLOCK_EPOCH]
+    jne 5f
+    mov dword ptr [r8 + KIND], HOOK_BYTES | 5
+    mov dword ptr [r8], \type
+    mov [r8 + HOOK_TIME], eax
+    lea eax, [rsp + 8]
+    mov [r8 + HOOK_SP], eax
+    mov eax, [rsp]
+    mov [r8 + HOOK_RETURN_ADDRESS], eax
+    mov [r8 + HOOK_FUNCTION], edi
+2:  ret
+3:  lea rsi, [rsp + 8]
+    mov rdx, [rsp]
+    mov ecx, \type
+    jmp cs_hook
+4:  lea rax, [rsp + 8]
+    call cs_call_refill
+    jmp 1b
+5:  push rdi
+    .cfi_adjust_cfa_offset 8
+    mov rdi, r8
+    mov esi, 8 /* the rest of the slot stays empty */
+    call cs_new_epoch
+    pop rdi
+    .cfi_adjust_cfa_offset -8
+    jmp 1b
+    .cfi_endproc
+    .size \name, . - \name
+    .endm
+
+    hook __cyg_profile_func_enter, 16
+    hook __cyg_profile_func_exit, 17
+
     /* In place of the loader's empty function for debuggers. */
     routine cs_loader_changed
     keep rax

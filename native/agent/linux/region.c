@@ -162,6 +162,8 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
         return reason;
     }
     module->flags |= CS_MODULE_TRACED;
+    if (header->features & CS_PLAN_HOOKS)
+        cs_hooks_start();
     module->id_base = reply->id_base;
     module->function_count = header->function_count;
     module->patch_count = outcome.applied;

@@ -31,6 +31,8 @@
 #define CS_EVENT_KIND_MASK 7u
 #define CS_EXTENDED_ARGUMENTS 1u
 #define CS_EXTENDED_RESULT 2u
+#define CS_EXTENDED_INLINE_ENTRY 16u
+#define CS_EXTENDED_INLINE_EXIT 17u
 #define CS_LAST_FUNCTION 0x3fffffffu
 #define CS_CONTROL_EPOCH 1u
 #define CS_CONTROL_SKIP 2u
@@ -100,6 +102,9 @@
 #define CS_FUNCTION_EXITS 2u
 #define CS_FUNCTION_TAILS 4u
 #define CS_FUNCTION_PART 8u
+#define CS_FUNCTION_HOOKED 32u
+#define CS_FUNCTION_LEFT_OUT 16u
+#define CS_PLAN_HOOKS 1u
 #define CS_CFA_UNKNOWN 0u
 #define CS_CFA_RSP 1u
 #define CS_CFA_RBP 2u
@@ -164,6 +169,15 @@ struct cs_short_event {
     uint32_t sp;
 };
 _Static_assert(sizeof(struct cs_short_event) == 8, "short_event");
+
+/* The words of an INLINE_ENTRY or INLINE_EXIT behind its first 8 bytes. */
+struct cs_inline_event {
+    uint32_t time;
+    uint32_t sp; /* low half of the stack pointer around the inlined call's code */
+    uint32_t function; /* low half of the inlined function's address */
+    uint32_t return_address; /* low half, of the call of the hook: where the function was inlined */
+};
+_Static_assert(sizeof(struct cs_inline_event) == 16, "inline_event");
 
 /* First bytes of `journal`. */
 struct cs_journal_header {

@@ -50,6 +50,8 @@ class CallSites:
                 self._return(index, code, kinds, position)
 
     def _is_site(self, kind: int, call: Instruction) -> bool:
+        if call.ip in self._text.hooks:
+            return False
         if kind != dis.CALL:
             return kind == dis.INDIRECT_CALL
         text, target = self._text, call.near_branch_target

@@ -88,6 +88,7 @@ def plan_bytes(plan: Plan) -> bytes:
         "magic": fmt.PLAN_MAGIC,
         "version": fmt.PLAN_VERSION,
         "header_size": fmt.PLAN_HEADER.itemsize,
+        "features": fmt.PLAN_HOOKS if plan.text.hooks else 0,
         "build_id_bytes": len(plan.image.build_id),
         "function_count": len(plan.functions.rva),
         "image_span": plan.image.span,
@@ -210,6 +211,7 @@ def function_flags(plan: Plan) -> NDArray[np.uint32]:
     """FUNCTION_* flags of every function, uint32, shape (functions,)."""
     flags = np.full(len(plan.functions.rva), fmt.FUNCTION_EXITS | fmt.FUNCTION_TAILS, np.uint32)
     flags[np.frombuffer(bytes(plan.text.kinds), "u1") == PART] |= fmt.FUNCTION_PART
+    flags[sorted(plan.text.hooked)] |= fmt.FUNCTION_HOOKED
     for part in plan.parts:
         flags[part.entered] |= fmt.FUNCTION_ENTRY
         flags[part.exits_left] &= ~np.uint32(fmt.FUNCTION_EXITS)
@@ -238,7 +240,8 @@ def _patches(plan: Plan, rows: NDArray[np.void], base: int) -> NDArray[np.void]:
         where = rows["rel_offset"][jumps].astype(np.int64)[:, None] + np.arange(4)
         np.put_along_axis(new, where, values, axis=1)
         out["new"][jumps] = new
-    text = np.frombuffer(plan.text.code.ljust(len(plan.text.code) + 8, b"\0"), "u1")
+    code = plan.text.file_code or plan.text.code
+    text = np.frombuffer(code.ljust(len(code) + 8, b"\0"), "u1")
     columns = np.arange(8)
     old = text[(rows["rva"].astype(np.int64) - plan.text.low)[:, None] + columns].copy()
     old[columns[None, :] >= rows["length"][:, None]] = 0

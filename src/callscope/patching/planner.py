@@ -26,6 +26,7 @@ from callscope.binary.pe_unwind import UnwindTable
 from callscope.errors import PlanError
 from callscope.patching.arguments import find_captures
 from callscope.patching.barriers import build_text, code_bounds
+from callscope.patching.hooks import silence_hooks
 from callscope.patching.runs import KINDS, Refusal
 from callscope.patching.scope import FUNCTIONS, Scope
 from callscope.patching.seh import SehFrames
@@ -93,6 +94,7 @@ def plan_image(
         edges = _scan(functions, jobs, tell)
     edges = merge([edges, _scan_gaps(image, functions, low, high)])
     text = build_text(image, source, functions, edges)
+    silence_hooks(image, text)
     text.captures = find_captures(image, functions, scope.arguments) if scope.arguments else {}
     rules = SehFrames(source, text) if isinstance(source, UnwindTable) else EhFrames(frames)
     _shared.update(text=text, frames=rules, scope=scope)

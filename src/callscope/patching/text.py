@@ -53,7 +53,10 @@ class Text:
     inside them stored somewhere. `landings`: where exceptions and longjmp resume, sorted. `exposed`: where a patch must
     not look like the end of an epilogue, for a return address leads an unwinder there. `red_zone`: code may use the 128
     bytes below the stack pointer. `mixed`: data may lie in functions, between their instructions. `calls_stay`: no
-    call may move. `captures`: what to record of arguments and results, by function index.
+    call may move. `captures`: what to record of arguments and results, by function index. `hooks`: calls of the
+    compiler's hooks; `silenced`: address -> (bytes, function index) of those that `code`
+    does not hold as the file does; `file_code`: what the file holds; `hooked`:
+    functions whose first hook tells of themselves, and stays.
     """
 
     low: int
@@ -77,6 +80,10 @@ class Text:
     mixed: bool
     calls_stay: bool
     captures: Mapping[int, Capture] = field(default_factory=dict)
+    hooks: frozenset[int] = frozenset()
+    silenced: dict[int, tuple[int, int]] = field(default_factory=dict)
+    file_code: bytes = b""
+    hooked: set[int] = field(default_factory=set)
 
     def bytes_at(self, address: int, count: int) -> bytes:
         """Up to `count` code bytes from a relative address on."""

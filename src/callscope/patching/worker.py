@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from callscope.format import PATCH_NO_REL
 from callscope.patching.calls import CallSites
 from callscope.patching.code import CannotMoveError, Piece
 from callscope.patching.emit import Emitter
+from callscope.patching.hooks import NOPS
 from callscope.patching.rescue import Rescue
 from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Refusal, Run
 from callscope.patching.scope import Scope
@@ -28,14 +30,6 @@ _JMP_SHORT = 0xEB
 _CALL = 0xE8
 _ADDRESS_SIZE = b"\x67"  # without effect on a call
 _MOST_PREFIXES = 3
-# Multi-byte no-operations (Intel SDM volume 2B, NOP).
-_NOPS = {
-    4: bytes.fromhex("0f1f4000"),
-    5: bytes.fromhex("0f1f440000"),
-    6: bytes.fromhex("660f1f440000"),
-    7: bytes.fromhex("0f1f8000000000"),
-    8: bytes.fromhex("0f1f840000000000"),
-}
 
 PATCH_ROW = np.dtype(
     [
@@ -98,7 +92,9 @@ def plan_range(text: Text, frames: EhFrames | SehFrames, scope: Scope, first: in
         sites = CallSites(windows, scope)
         for index in range(first, last):
             sites.plan_function(index)
-    return _emit(text, frames, layout)
+    return _emit(
+        text, frames, layout, (text.starts[first], text.starts[last] if last < len(text.starts) else text.high)
+    )
 
 
 class _Patches:
@@ -129,7 +125,7 @@ class _Patches:
         """`size` bytes (5 to 13): a call of an offset in the code at their end, behind no-operations."""
         lead = size - JUMP_BYTES
         if lead > _MOST_PREFIXES:
-            self.rows.append((address, function, lead, PATCH_NO_REL, _NOPS[lead], -1))
+            self.rows.append((address, function, lead, PATCH_NO_REL, NOPS[lead], -1))
             address, lead = address + lead, 0
         new = _ADDRESS_SIZE * lead + bytes([_CALL])
         self.rows.append((address, function, lead + JUMP_BYTES, lead + 1, new, target))
@@ -147,7 +143,7 @@ class _Patches:
         return out
 
 
-def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
+def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout, bounds: tuple[int, int]) -> Part:
     emitter = Emitter(text, layout)
     patches = _Patches()
     pieces: list[tuple[Run | None, Piece]] = []
@@ -203,6 +199,7 @@ def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
         else:
             patches.call(site.start, site.function, site.end - site.start, piece.start)
         overwritten.append((site.start, site.end))
+    _silence(text, patches, overwritten, bounds)
     emitter.resolve_labels()
     code = bytes(emitter.out.code)
     check_pieces(text, code, pieces, layout)
@@ -233,6 +230,19 @@ def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout) -> Part:
         ),
         runs=np.array(overwritten, np.int64).reshape(-1, 2),
     )
+
+
+def _silence(text: Text, patches: _Patches, overwritten: list[tuple[int, int]], bounds: tuple[int, int]) -> None:
+    """Write what stands for the calls of hooks that were taken out, where no other patch does."""
+    taken = sorted(overwritten)
+    for address, (size, function) in text.silenced.items():
+        if not bounds[0] <= address < bounds[1]:
+            continue
+        at = bisect_right(taken, (address, text.high))
+        if at and taken[at - 1][1] > address:
+            continue
+        end = min(address + size, taken[at][0] if at < len(taken) else text.high)
+        patches.rows.append((address, function, end - address, PATCH_NO_REL, text.bytes_at(address, end - address), -1))
 
 
 def _withdraw(text: Text, layout: Layout, run: Run, reason: str) -> None:

@@ -91,6 +91,7 @@ class Plans:
         self._rejected: set[str] = set()
         self._unpacked: dict[tuple[int, str], Path] = {}
         self._next_id = 1
+        self._wanted: dict[int, NDArray[np.bool_]] = {}
         self.chosen_counts: dict[int, int] = {}
         """By an image's first function id: how many of its functions the rules chose, where they did not choose all."""
 
@@ -231,12 +232,25 @@ class Plans:
             with self._lock:
                 before = self.chosen_counts.get(image.id_base, 0)
                 self.chosen_counts[image.id_base] = max(before, int(chosen.sum()))
+            self._leave_out(image, functions, chosen)
             if not chosen.any():
                 return None
             path = self._session.plans / f"{image.files.functions.stem}-{number}.chosen"
             check_length(path, "record to a shorter one with -o")
             path.write_bytes(as_bits(chosen))
         return Answer(image.files.plan, image.id_base, image.files.function_count, path)
+
+    def _leave_out(self, image: PlannedImage, functions: NDArray[np.void], chosen: NDArray[np.bool_]) -> None:
+        """Mark in the trace's copy which functions no module of an image was to record: hooks may tell of them."""
+        with self._lock:
+            chosen = self._wanted[image.id_base] = self._wanted.get(image.id_base, np.zeros_like(chosen)) | chosen
+            marked = functions.copy()
+            marked["flags"][~chosen] |= records.FUNCTION_LEFT_OUT
+            path = self._session.plans / image.files.functions.name
+            with path.open("r+b") as file:
+                header = np.frombuffer(file.read(records.FUNCTIONS_HEADER.itemsize), records.FUNCTIONS_HEADER)
+                file.seek(int(header["function_offset"][0]))
+                file.write(marked.tobytes())
 
     def _reject(self, path: str, reason: str) -> None:
         """List a module as not traced, once."""
