@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.calls import calls, windows
+from benchmarks.captures import arguments as capture_arguments
+from benchmarks.captures import sites
 from benchmarks.harness import Table, machine
 from benchmarks.planning import planning, start
 from benchmarks.programs import programs
@@ -19,6 +21,8 @@ from benchmarks.reading import reading
 TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "calls": calls,
     "windows": windows,
+    "arguments": capture_arguments,
+    "sites": sites,
     "programs": programs,
     "planning": planning,
     "start": start,

@@ -21,7 +21,8 @@ MEMORY = Path("/dev/shm")
 SLOW_DEPTH = 26
 
 
-def _cost(output: str) -> float:
+def cost(output: str) -> float:
+    """The figure that a target prints."""
     found = re.search(r"ns_per_call ([0-9.]+)", output)
     assert found, output
     return float(found[1])
@@ -32,13 +33,13 @@ def _uftrace(program: Path, directory: Path, *options: str) -> float:
     shutil.rmtree(directory, ignore_errors=True)
     command = ["uftrace", "record", "--no-libcall", "--no-event", "-d", directory, *options, program, str(DEPTH)]
     output, _ = run(command)
-    return _cost(output)
+    return cost(output)
 
 
 def _callgrind(program: Path, directory: Path) -> float:
     need("valgrind")
     command = ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={directory}/callgrind"]
-    return _cost(run([*command, program, str(SLOW_DEPTH)])[0])
+    return cost(run([*command, program, str(SLOW_DEPTH)])[0])
 
 
 def calls(directory: Path, rounds: int) -> Table:
@@ -51,14 +52,14 @@ def calls(directory: Path, rounds: int) -> Table:
     def ours(where: Path = directory, **options: object) -> Callable[[], float]:
         # A flight recorder is for days: measured when its ring has been filled once.
         warm_up = [str(DEPTH)] if "keep_last" in options else []
-        return lambda: _cost(record([plain, str(DEPTH), *warm_up], where / "trace", **options)[0])
+        return lambda: cost(record([plain, str(DEPTH), *warm_up], where / "trace", **options)[0])
 
     def mcount() -> float:
         return _uftrace(build("fib.c", directory / "fib-pg", "-pg"), directory / "uftrace-pg")
 
     cases = [
-        Case("untraced", lambda: _cost(run([plain, str(DEPTH)])[0])),
-        Case(FLOOR, lambda: _cost(run([floor, str(DEPTH)])[0])),
+        Case("untraced", lambda: cost(run([plain, str(DEPTH)])[0])),
+        Case(FLOOR, lambda: cost(run([floor, str(DEPTH)])[0])),
         Case("callscope --keep-last 4M", ours(keep_last=4 << 20)),
         Case("callscope --keep-last 64M", ours(keep_last=64 << 20)),
         Case("callscope, trace in memory", ours(memory)),
@@ -87,11 +88,11 @@ def windows(directory: Path, rounds: int) -> Table:
         return directory / name
 
     def plain(name: str, *flags: str) -> float:
-        return _cost(run([WINE, made(name, *flags), str(DEPTH)], env=os.environ | QUIET)[0])
+        return cost(run([WINE, made(name, *flags), str(DEPTH)], env=os.environ | QUIET)[0])
 
     def ours(**options: object) -> float:
         warm_up = [str(DEPTH)] if "keep_last" in options else []
-        return _cost(record([made("fib.exe"), str(DEPTH), *warm_up], directory / "trace", **options)[0])
+        return cost(record([made("fib.exe"), str(DEPTH), *warm_up], directory / "trace", **options)[0])
 
     cases = [
         Case("untraced", lambda: plain("fib.exe")),

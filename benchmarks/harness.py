@@ -148,7 +148,8 @@ def run(command: Iterable[object], **options: Any) -> tuple[str, float]:
 
 def build(source: str, output: Path, *flags: str) -> Path:
     """Compile a target with the system's compiler, or with the one Callscope is built with."""
-    compiler = ["cc"] if shutil.which("cc") else [sys.executable, "-m", "ziglang", "cc"]
+    language = "c++" if source.endswith(".cpp") else "cc"
+    compiler = [language] if shutil.which(language) else [sys.executable, "-m", "ziglang", language]
     run([*compiler, "-O2", *flags, "-o", output, TARGETS / source])
     return output
 

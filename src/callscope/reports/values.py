@@ -58,8 +58,7 @@ class Layout:
         for description, kind in self._parameters:
             name = str(description.get("name") or "")
             if "constant" in description:
-                value = description["constant"]
-                yield Value(name, kind.name, _number(kind, int(value))[0], value)
+                yield Value(name, kind.name, *_number(kind, int(description["constant"])))
             elif "how" not in description:
                 missing = f"<{description.get('missing', 'not recorded')}>"
                 yield Value(name, kind.name, missing, None)
