@@ -3,10 +3,12 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from callscope.cli.main import main
+from callscope.exporters import json as calltrace_json
 from callscope.exporters.registry import FORMATS
 from callscope.exporters.walk import steps
 from callscope.reports.selection import Selection
@@ -246,3 +248,35 @@ def test_perfetto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(not stack for stack in stacks.values())
     assert opened[:4] == ["main", "setup", "cmd_log", "walk"]
     assert opened.count("work") == 3
+
+
+@pytest.mark.parametrize("pretty", [True, False])
+@pytest.mark.parametrize("clock", [True, False])
+def test_json_has_the_schema_of_calltrace(clock: bool, pretty: bool, tmp_path: Path) -> None:
+    roots = (Call("first", 10), Call("main", 100, (Call("a", 5), Call("b", 7, (Call("c", 3),)))))
+    builder = TraceBuilder([Thread(7, TAILS, pid=7), Thread(8, roots, pid=7), Thread(9, (), pid=7)], clock=clock)
+    with open_built(builder, tmp_path / "app.trace") as database:
+        data = json.loads("\n".join(calltrace_json.lines(database, Selection(), pretty)))
+        only = json.loads("\n".join(calltrace_json.lines(database, Selection(thread=8))))
+    assert [thread["thread_id"] for thread in only["threads"]] == [8]
+    assert set(data["metadata"]) >= {"start_time", "end_time", "duration_ms", "process_info", "calltrace_version"}
+    by_id = {thread["thread_id"]: thread for thread in data["threads"]}
+    assert set(by_id) >= {7, 8}
+    assert (by_id[7]["is_main_thread"], by_id[8]["is_main_thread"]) == (True, False)
+    tree = by_id[7]["call_tree"]
+    assert nested(tree) == ("main", (("jumper", (("helper", ()), ("target", (("deep", ()),)))),))
+    assert set(tree) >= {"id", "function", "address", "call_site", "start_time", "end_time", "duration_us",
+                         "call_depth", "arguments", "return_value", "children"}  # fmt: skip
+    assert tree["id"] == 1
+    assert tree["call_depth"] == 0
+    assert tree["children"][0]["call_depth"] == 1
+    assert (tree["duration_us"] is not None) == clock
+    assert nested(by_id[8]["call_tree"]) == (
+        "[thread]", (("first", ()), ("main", (("a", ()), ("b", (("c", ()),))))),
+    )  # fmt: skip
+    assert data["statistics"]["total_nodes"] == data["statistics"]["total_function_calls"] == 10
+    assert "crash" not in data
+
+
+def nested(node: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
+    return node["function"], tuple(nested(child) for child in node["children"])

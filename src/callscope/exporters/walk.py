@@ -38,19 +38,27 @@ TAIL_CALL: Final = ENDINGS.index("tail_call")
 _COLUMNS: Final = ", ".join(f"c.{name}" for name in Call._fields[:-2])
 
 
+def calls(database: Database, selection: Selection, captured: str = CAPTURED_TEXTS) -> Iterator[Call]:
+    """The calls of the threads chosen, those of a thread together, callers before what they call.
+
+    captured: the columns for what was captured of them. Of `selection` only thread and process are regarded: a tree
+    with holes would say things that were not so. Raises TraceError.
+    """
+    check_calls(database)
+    chosen = condition(database, Selection(thread=selection.thread, process=selection.process))
+    texts, joins = (captured, CAPTURED_JOINS) if database.has_captures else ("", "")
+    rows = database.stream_calls(
+        lambda source, end: f"SELECT {_COLUMNS}{texts} FROM {source} c {joins} WHERE {chosen} ORDER BY c.call_id"
+    )
+    return (Call(*row) for row in rows)
+
+
 def steps(database: Database, selection: Selection) -> Iterator[Step]:
     """All steps of the threads chosen, those of a thread together, properly nested, times never going back.
 
     A function that ended in a tail jump is left before the function it jumped to is entered. Memory grows with the
-    depth of calls only. Of `selection` only thread and process are regarded: a tree with holes would say things that
-    were not so. Raises TraceError.
+    depth of calls only. Of `selection` thread and process are regarded. Raises TraceError.
     """
-    check_calls(database)
-    chosen = condition(database, Selection(thread=selection.thread, process=selection.process))
-    texts, joins = (CAPTURED_TEXTS, CAPTURED_JOINS) if database.has_captures else ("", "")
-    rows = database.stream_calls(
-        lambda source, end: f"SELECT {_COLUMNS}{texts} FROM {source} c {joins} WHERE {chosen} ORDER BY c.call_id"
-    )
     has_clock = database.has_clock
     number = last = 0
     thread = -1
@@ -67,8 +75,7 @@ def steps(database: Database, selection: Selection) -> Iterator[Step]:
             call = open_calls.pop()
             yield Step(False, time(call.start_ns + call.duration_ns), call)
 
-    for row in rows:
-        call = Call._make(row)
+    for call in calls(database, selection):
         if call.thread != thread:
             yield from leave(1 << 62)
             thread, last, number = call.thread, 0, 0

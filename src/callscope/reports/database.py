@@ -79,6 +79,10 @@ _CAPTURED = """,
 CAPTURED_TEXTS: Final = """,
     call_arguments(c.function_id, ca.data) AS arguments, call_result(c.function_id, cr.data) AS result"""
 """What was captured of the calls `c`, as text, in a query with CAPTURED_JOINS."""
+CAPTURED_JSON: Final = CAPTURED_TEXTS.replace("call_arguments(", "call_arguments_json(").replace(
+    "call_result(", "call_result_json("
+)
+"""The same as JSON."""
 CAPTURED_JOINS: Final = """
 LEFT JOIN argument_rows ca ON ca.call_id = c.call_id LEFT JOIN result_rows cr ON cr.call_id = c.call_id"""
 
