@@ -17,6 +17,7 @@ enum cs_cfa_kind {
     CS_CFA_RBP = 2,        /* rbp + offset */
     CS_CFA_REGISTER = 3,   /* another register, in DWARF's numbering, + offset */
     CS_CFA_EXPRESSION = 4, /* a DWARF expression */
+    CS_CFA_MEMORY = 5,     /* what lies at a register + offset, + cfa_add: the expressions of realigned stacks */
 };
 
 /* Instead of an offset in cs_cfi_row.saved. */
@@ -31,7 +32,8 @@ struct cs_cfi_row {
     uint32_t rva;
     uint8_t cfa_kind;
     uint8_t cfa_register;
-    uint16_t reserved;
+    uint8_t cfa_add;
+    uint8_t from_rbp; /* a bit for each of `saved`: the offset counts from rbp as it is, not from the CFA */
     int32_t cfa_offset;
     int32_t saved[CS_SAVED_COUNT]; /* the caller's value lies at CFA + this */
 };

@@ -36,6 +36,9 @@ enum {
     DW_CFA_GNU_negative_offset_extended = 0x2f,
 };
 
+/* Of DWARF expressions (DWARF 5 section 7.7.1). */
+enum { DW_OP_deref = 0x06, DW_OP_plus_uconst = 0x23, DW_OP_breg0 = 0x70, DW_OP_breg15 = 0x7f };
+
 /* DWARF's numbers of registers, x86-64 psABI figure "DWARF Register Number Mapping". */
 enum { REGISTER_RBX = 3, REGISTER_RBP = 6, REGISTER_RSP = 7, REGISTER_R12 = 12, REGISTER_R15 = 15 };
 
@@ -81,6 +84,7 @@ static void set_rule(struct machine *m, uint64_t reg, int32_t rule) {
     int32_t *place = saved_rule(&m->row, m->cie, reg);
     if (place) {
         *place = rule;
+        m->row.from_rbp &= (uint8_t)~(1u << (place - m->row.saved));
     }
 }
 
@@ -94,7 +98,9 @@ static void set_offset_rule(struct machine *m, uint64_t reg, int64_t factored) {
 static void restore_rule(struct machine *m, uint64_t reg) {
     int32_t *place = saved_rule(&m->row, m->cie, reg);
     if (place) {
+        uint8_t bit = (uint8_t)(1u << (place - m->row.saved));
         *place = m->cie->initial.saved[place - m->row.saved];
+        m->row.from_rbp = (uint8_t)((m->row.from_rbp & ~bit) | (m->cie->initial.from_rbp & bit));
     }
 }
 
@@ -102,6 +108,7 @@ static void set_cfa(struct machine *m, uint64_t reg, int64_t offset) {
     int fits = reg < NO_REGISTER && offset >= INT32_MIN && offset <= INT32_MAX;
     m->row.cfa_register = reg < NO_REGISTER ? (uint8_t)reg : NO_REGISTER;
     m->row.cfa_offset = fits ? (int32_t)offset : 0;
+    m->row.cfa_add = 0;
     m->row.cfa_kind = !fits                 ? CS_CFA_UNKNOWN
                       : reg == REGISTER_RSP ? CS_CFA_RSP
                       : reg == REGISTER_RBP ? CS_CFA_RBP
@@ -113,15 +120,71 @@ static int64_t factored(const struct machine *m, int64_t value) {
     return __builtin_mul_overflow(value, m->cie->data_align, &product) ? INT64_MAX : product;
 }
 
-static void set_cfa_expression(struct machine *m) {
+/* A block that is an expression; `r` goes on behind it. */
+static struct reader read_block(struct reader *r) {
+    uint64_t length = read_uleb(r);
+    struct reader block = {r->data, r->at, r->at, 0};
+    reader_skip(r, length);
+    block.end = r->failed ? block.at : r->at;
+    return block;
+}
+
+/* A register + offset at the start of an expression. Returns 0 when it begins otherwise. */
+static int read_place(struct reader *block, uint8_t *reg, int32_t *offset) {
+    uint8_t op = block->at < block->end ? (uint8_t)read_unsigned(block, 1) : 0;
+    int64_t value = read_sleb(block);
+    if (block->failed || op < DW_OP_breg0 || op > DW_OP_breg15 || value <= CS_SAVED_UNKNOWN || value > INT32_MAX) {
+        return 0;
+    }
+    *reg = op - DW_OP_breg0;
+    *offset = (int32_t)value;
+    return 1;
+}
+
+static void set_cfa_expression(struct machine *m, struct reader *r) {
+    struct reader block = read_block(r);
+    uint8_t reg;
+    int32_t offset;
+    uint64_t add = 0;
     m->row.cfa_kind = CS_CFA_EXPRESSION;
     m->row.cfa_register = NO_REGISTER;
     m->row.cfa_offset = 0;
+    if (!read_place(&block, &reg, &offset) || block.at == block.end || read_unsigned(&block, 1) != DW_OP_deref) {
+        return;
+    }
+    if (block.at < block.end && (read_unsigned(&block, 1) != DW_OP_plus_uconst || (add = read_uleb(&block)) > 255)) {
+        return;
+    }
+    if (block.failed || block.at != block.end) {
+        return;
+    }
+    m->row.cfa_kind = CS_CFA_MEMORY;
+    m->row.cfa_register = reg;
+    m->row.cfa_offset = offset;
+    m->row.cfa_add = (uint8_t)add;
+}
+
+static void set_rule_expression(struct machine *m, uint64_t reg, struct reader *r) {
+    struct reader block = read_block(r);
+    uint8_t from;
+    int32_t offset;
+    set_rule(m, reg, CS_SAVED_UNKNOWN);
+    if (!read_place(&block, &from, &offset) || block.at != block.end || from != REGISTER_RBP) {
+        return;
+    }
+    int32_t *place = saved_rule(&m->row, m->cie, reg);
+    if (place) {
+        *place = offset;
+        m->row.from_rbp |= (uint8_t)(1u << (place - m->row.saved));
+    }
 }
 
 static void skip_block(struct reader *r) {
-    uint64_t length = read_uleb(r);
-    reader_skip(r, length);
+    read_block(r);
+}
+
+static int has_cfa_register(const struct machine *m) {
+    return m->row.cfa_kind != CS_CFA_EXPRESSION && m->row.cfa_kind != CS_CFA_MEMORY;
 }
 
 /* Run one instruction that is not an advance. Returns 0 when it is unknown or impossible. */
@@ -170,6 +233,9 @@ static int run_rule(struct machine *m, struct reader *r, uint8_t op) {
         read_sleb(r);
         break;
     case DW_CFA_expression:
+        reg = read_uleb(r);
+        set_rule_expression(m, reg, r);
+        break;
     case DW_CFA_val_expression:
         set_rule(m, read_uleb(r), CS_SAVED_UNKNOWN);
         skip_block(r);
@@ -195,26 +261,25 @@ static int run_rule(struct machine *m, struct reader *r, uint8_t op) {
         set_cfa(m, reg, factored(m, read_sleb(r)));
         break;
     case DW_CFA_def_cfa_register:
-        if (m->row.cfa_kind == CS_CFA_EXPRESSION) {
+        if (!has_cfa_register(m)) {
             return 0;
         }
         set_cfa(m, read_uleb(r), m->row.cfa_offset);
         break;
     case DW_CFA_def_cfa_offset:
-        if (m->row.cfa_kind == CS_CFA_EXPRESSION) {
+        if (!has_cfa_register(m)) {
             return 0;
         }
         set_cfa(m, m->row.cfa_register, (int64_t)read_uleb(r));
         break;
     case DW_CFA_def_cfa_offset_sf:
-        if (m->row.cfa_kind == CS_CFA_EXPRESSION) {
+        if (!has_cfa_register(m)) {
             return 0;
         }
         set_cfa(m, m->row.cfa_register, factored(m, read_sleb(r)));
         break;
     case DW_CFA_def_cfa_expression:
-        skip_block(r);
-        set_cfa_expression(m);
+        set_cfa_expression(m, r);
         break;
     case DW_CFA_GNU_args_size:
         read_uleb(r);
@@ -266,7 +331,7 @@ static int run_advance(struct machine *m, struct reader *r, uint8_t op) {
 
 static int same_rules(const struct cs_cfi_row *a, const struct cs_cfi_row *b) {
     return a->cfa_kind == b->cfa_kind && a->cfa_register == b->cfa_register && a->cfa_offset == b->cfa_offset &&
-           memcmp(a->saved, b->saved, sizeof a->saved) == 0;
+           a->cfa_add == b->cfa_add && a->from_rbp == b->from_rbp && memcmp(a->saved, b->saved, sizeof a->saved) == 0;
 }
 
 /* Rows of one entry: those written so far are rows[0..count). */

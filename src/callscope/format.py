@@ -20,6 +20,7 @@ FEATURE_NO_CLOCK = 1
 FEATURE_KEEP_LAST = 2
 FEATURE_CALLS = 4
 FEATURE_CALLS_ONCE = 8
+FEATURE_STACKS = 16
 
 EVENT_NONE = 0
 EVENT_ENTRY = 1
@@ -34,6 +35,16 @@ EXTENDED_ARGUMENTS = 1
 EXTENDED_RESULT = 2
 EXTENDED_INLINE_ENTRY = 16
 EXTENDED_INLINE_EXIT = 17
+EXTENDED_STACK = 3
+STACK_EXACT = 0x8000000000000000
+STACK_DEEPEST = 512
+STACK_LIMITED = 1
+STACK_BROKEN = 2
+STACK_GUESSED = 4
+STACK_CALLED = 0
+STACK_ENTRY = 1
+STACK_TIMER = 2
+STACK_SIGNAL = 3
 LAST_FUNCTION = 0x3FFFFFFF
 CONTROL_EPOCH = 1
 CONTROL_SKIP = 2
@@ -53,6 +64,7 @@ CAUSE_EXEC = 1
 CAUSE_FORK = 2
 MODULE_TRACED = 1
 MODULE_MAIN = 2
+MODULE_UNWIND = 8
 MODULE_UNPACKED = 4
 
 CRASH_LINUX = 0
@@ -114,6 +126,16 @@ PLAN_ELF = 0
 PLAN_PE = 1
 PLAN_PE_ALIGNMENT = 0x10000
 RUNTIME_FUNCTION_BYTES = 12
+UNWIND_MAGIC = 0x444E575550435343
+UNWIND_VERSION = 1
+UNWIND_NONE = 0
+UNWIND_OFFSET = 1
+UNWIND_MEMORY = 2
+UNWIND_SIGNAL = 3
+UNWIND_END = 4
+UNWIND_PLT = 5
+UNWIND_SAME = 0x80000000
+UNWIND_LOST = 0x80000001
 
 REQUEST_MAGIC = 0x51525343
 REPLY_SKIP = 0
@@ -135,8 +157,9 @@ EVENTS_HEADER = np.dtype(
         ("next_thread", "<u4"),
         ("lost", "<u8"),
         ("max_depth", "<u4"),
-        ("reserved0", "<u4"),
-        ("reserved1", "<u8", (6,)),
+        ("stacks_signal", "<u4"),
+        ("stacks_every", "<u8"),
+        ("reserved1", "<u8", (5,)),
     ]
 )
 
@@ -182,6 +205,19 @@ INLINE_EVENT = np.dtype(
         ("sp", "<u4"),
         ("function", "<u4"),
         ("return_address", "<u4"),
+    ]
+)
+
+# EXTENDED_STACK: a call stack; `count` addresses of 8 bytes follow, the innermost first.
+STACK_EVENT = np.dtype(
+    [
+        ("type", "<u4"),
+        ("size", "<u4"),
+        ("tsc", "<u8"),
+        ("tag", "<u8"),
+        ("count", "<u4"),
+        ("flags", "<u2"),
+        ("cause", "<u2"),
     ]
 )
 
@@ -431,6 +467,44 @@ CFA_ROW = np.dtype(
     ]
 )
 
+# First bytes of an unwind table, which the agent maps: how to find callers, for an image and, behind it, for the trampolines of its plan.
+UNWIND_HEADER = np.dtype(
+    [
+        ("magic", "<u8"),
+        ("version", "<u4"),
+        ("header_size", "<u4"),
+        ("build_id", "u1", (32,)),
+        ("build_id_bytes", "<u4"),
+        ("rule_count", "<u4"),
+        ("image_span", "<u8"),
+        ("region_bytes", "<u8"),
+        ("row_count", "<u4"),
+        ("region_row_count", "<u4"),
+        ("rule_offset", "<u8"),
+        ("row_offset", "<u8"),
+    ]
+)
+
+# From `rva` on (relative to the image, or to the region) a rule holds. Sorted by address; the first is at 0.
+UNWIND_ROW = np.dtype(
+    [
+        ("rva", "<u4"),
+        ("rule", "<u4"),
+    ]
+)
+
+# Where the caller's registers are. Registers have DWARF's numbers.
+UNWIND_RULE = np.dtype(
+    [
+        ("kind", "u1"),
+        ("base", "u1"),
+        ("add", "u1"),
+        ("from_rbp", "u1"),
+        ("offset", "<i4"),
+        ("saved", "<i4", (6,)),
+    ]
+)
+
 # A question to the recorder: `module_count` request_module records follow; as many replies come back.
 REQUEST = np.dtype(
     [
@@ -462,5 +536,6 @@ REPLY = np.dtype(
         ("reserved", "<u4"),
         ("plan", "S1000"),
         ("chosen", "S1000"),
+        ("unwind", "S1000"),
     ]
 )

@@ -64,13 +64,17 @@ def _unknown(rule: str, ours: str) -> bool:
 
 def _texts(row: np.void) -> dict[str, str]:
     kind, register = int(row["cfa_kind"]), int(row["cfa_register"])
-    if kind == cfi.CFA_EXPRESSION:
+    if kind in (cfi.CFA_EXPRESSION, cfi.CFA_MEMORY):
         texts = {"CFA": "exp"}
     elif kind == cfi.CFA_UNKNOWN:
         texts = {"CFA": "?"}
     else:
         assert (kind == cfi.CFA_RSP) == (register == 7) and (kind == cfi.CFA_RBP) == (register == 6)
         texts = {"CFA": f"{_REGISTERS[register]}{int(row['cfa_offset']):+d}"}
-    for name, offset in zip(_SAVED, row["saved"].tolist(), strict=True):
-        texts[name] = {cfi.SAVED_SAME: "s", cfi.SAVED_UNKNOWN: "?"}.get(offset, f"c{offset:+d}")
+    for bit, (name, offset) in enumerate(zip(_SAVED, row["saved"].tolist(), strict=True)):
+        texts[name] = (
+            "exp"
+            if int(row["from_rbp"]) >> bit & 1
+            else {cfi.SAVED_SAME: "s", cfi.SAVED_UNKNOWN: "?"}.get(offset, f"c{offset:+d}")
+        )
     return texts

@@ -97,7 +97,8 @@ def test_rules_of_registers(instruction: bytes, expected: list[int]) -> None:
         (b"\x0e\x90\x01", cfi.CFA_RSP, 7, 144),
         (b"\x12\x07" + sleb(-3), cfi.CFA_RSP, 7, 24),
         (b"\x13" + sleb(-5), cfi.CFA_RSP, 7, 40),
-        (b"\x0f\x03\x76\x78\x06", cfi.CFA_EXPRESSION, 255, 0),
+        (b"\x0f\x03\x76\x78\x06", cfi.CFA_MEMORY, 6, -8),
+        (b"\x0f\x02\x76\x78", cfi.CFA_EXPRESSION, 255, 0),
         (b"\x0c\x81\x02\x08", cfi.CFA_UNKNOWN, 255, 0),
         (b"\x0e" + uleb(1 << 33), cfi.CFA_UNKNOWN, 7, 0),
         (b"\x0e" + uleb(1 << 33) + b"\x0e\x08", cfi.CFA_RSP, 7, 8),
@@ -301,7 +302,7 @@ def check(table: FrameTable) -> None:
         rows = table.rows[fde["first_row"] : fde["first_row"] + fde["row_count"]]
         assert rows["rva"][0] == fde["start"] and np.all(np.diff(rows["rva"].astype(np.int64)) > 0)
         assert rows["rva"][-1] < int(fde["start"]) + int(fde["size"])
-    assert set(table.rows["cfa_kind"].tolist()) <= set(range(5))
+    assert set(table.rows["cfa_kind"].tolist()) <= set(range(6))
     table.rows_at(np.arange(START, START + 64 * 22))
 
 

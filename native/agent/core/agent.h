@@ -28,6 +28,8 @@ struct cs_block {
     void *lanes;     /* of the depth filter, to be freed with the block */
     uint64_t handle; /* what the program's thread library calls the thread; 0: unknown */
     char name[16];
+    uint32_t timer;                 /* what the system calls the timer of its captures, + 1; 0: none */
+    uint64_t stack_low, stack_high; /* part of its stack that is known to be readable */
 } __attribute__((aligned(128)));
 
 /* The only thread-local data. */

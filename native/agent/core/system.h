@@ -31,6 +31,9 @@ void cs_system_yield(void);
 /* Copy up to `bytes` bytes of this process from an address that may not be mapped; how many could be read. */
 size_t cs_system_peek(void *to, uint64_t address, size_t bytes);
 
+/* Whether the 8 bytes at `address`, a multiple of 8, can be read. */
+bool cs_system_readable(uint64_t address);
+
 /* Private zeroed memory, or NULL. */
 void *cs_system_memory(size_t bytes);
 void cs_system_release(void *memory, size_t bytes);

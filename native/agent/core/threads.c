@@ -3,6 +3,7 @@
 #include "agent.h"
 #include "memory.h"
 #include "system.h"
+#include "unwind.h"
 
 /* Blocks looked at for an ended owner whenever a thread registers: keeps thread churn from growing the table. */
 #define REAP_CHECKS 8
@@ -68,6 +69,7 @@ static void bury(struct cs_block *block) {
     cs_journal_text(CS_JOURNAL_THREAD_END, block, 0, block->name);
     cs_events_release_sink(block);
     cs_depth_free(block->lanes);
+    cs_sampling_end(block);
     memset(block, 0, sizeof *block);
 }
 
@@ -140,6 +142,7 @@ struct cs_block *cs_thread_block(void) {
     cs_system_thread_name(block->name);
     cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, block->name);
     self->block = block;
+    cs_sampling_begin(block);
     return block;
 }
 

@@ -21,14 +21,9 @@ enum { PART_YMM = 2, PART_MASKS = 5, PART_ZMM = 6, PART_HIGH_ZMM = 7 };
 static uint32_t handled_count;
 static uint32_t recorder; /* thread that is writing a record */
 
-/* Whether the 8 bytes at `address` can be read: the kernel fetches the mask before it refuses what to do with it. */
-static bool readable(uint64_t address) {
-    return cs_call4(SYS_rt_sigprocmask, 0x7fffffff, (long)address, 0, sizeof(uint64_t)) == -EINVAL;
-}
-
 /* The first address from `start`, which is a multiple of 8, up to `end` that cannot be read. */
 static uint64_t readable_end(uint64_t start, uint64_t end) {
-    while (start < end && readable(start))
+    while (start < end && cs_system_readable(start))
         start = (start & ~(PAGE - 1)) + PAGE;
     return start < end ? start : end;
 }
@@ -37,9 +32,9 @@ static uint64_t readable_end(uint64_t start, uint64_t end) {
 static struct cs_part readable_around(uint64_t low, uint64_t middle, uint64_t high) {
     low &= ~7ull;
     uint64_t page = middle & ~(PAGE - 1);
-    if (!readable(middle & ~7ull))
+    if (!cs_system_readable(middle & ~7ull))
         return (struct cs_part){0};
-    if (low < page && !readable(low))
+    if (low < page && !cs_system_readable(low))
         low = page;
     return (struct cs_part){(const void *)low, readable_end(low, high & ~7ull) - low};
 }
@@ -47,7 +42,7 @@ static struct cs_part readable_around(uint64_t low, uint64_t middle, uint64_t hi
 /* From below the red zone, or, where the stack has overflowed, from the first page that is there. */
 static struct cs_part stack_part(uint64_t sp) {
     uint64_t start = (sp - RED_ZONE) & ~7ull, end = (start & ~(PAGE - 1)) + CS_CRASH_STACK_BYTES;
-    for (int page = 0; page < 2 && !readable(start); page++)
+    for (int page = 0; page < 2 && !cs_system_readable(start); page++)
         start = (start & ~(PAGE - 1)) + PAGE;
     return (struct cs_part){(const void *)start, readable_end(start, end) - start};
 }

@@ -90,6 +90,28 @@ cs_signal_return:
     ret
     end_function pthread_create
 
+    /* void callscope_capture(uint64_t tag): makes a struct cs_called. */
+    function callscope_capture
+    keep r15
+    keep r14
+    keep r13
+    keep r12
+    keep rbp
+    keep rbx
+    mov rsi, rdi
+    mov rdi, rsp
+    sub rsp, 8
+    .cfi_adjust_cfa_offset 8
+    call cs_captured
+    add rsp, 8
+    .cfi_adjust_cfa_offset -8
+    restore rbx
+    restore rbp
+    add rsp, 32
+    .cfi_adjust_cfa_offset -32
+    ret
+    end_function callscope_capture
+
     /* A new thread, with its package. */
     .hidden cs_thread_main
     function cs_thread_main

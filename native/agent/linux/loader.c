@@ -7,6 +7,7 @@
 
 #include "../core/memory.h"
 #include "../core/system.h"
+#include "../core/unwind.h"
 #include "linux.h"
 #include "syscall.h"
 
@@ -95,14 +96,14 @@ static bool describe(struct newcomer *newcomer, struct link_map *map) {
     module->dynamic = map->l_ld;
     module->base = image->base;
     module->span = image->span;
-    module->flags = is_program(map) ? CS_MODULE_MAIN : 0;
+    module->flags = (is_program(map) ? CS_MODULE_MAIN : 0) | (cs_unwind_ready ? CS_MODULE_UNWIND : 0);
     module->build_id_bytes = image->build_id_bytes;
     memcpy(module->build_id, image->build_id, image->build_id_bytes);
     module->seen = true;
     newcomer->module = module;
     newcomer->map = map;
     /* The loader itself must stay as it is: it runs before thread-local storage does. */
-    newcomer->asked = known && image->base != lists->debug.r_ldbase;
+    newcomer->asked = known && (image->base != lists->debug.r_ldbase || cs_unwind_ready);
     return true;
 }
 
@@ -116,6 +117,8 @@ static void settle(struct newcomer *newcomer, struct cs_asker *asker) {
             cs_ask_end(asker);
         } else if (reply.status == CS_REPLY_PLAN)
             reason = cs_region_apply(module, &newcomer->image, &reply);
+        if (asker->socket >= 0)
+            cs_unwind_module(module, reply.unwind);
     }
     if (reason)
         cs_note_module(CS_NOTE_NO_PLAN, reason, path);
@@ -147,6 +150,7 @@ static void remove_unseen(void) {
         cs_module_journal_unload(module, unloading_since ? unloading_since : cs_tsc());
         cs_frames_remove(module);
         cs_frames_forget(module);
+        cs_unwind_remove(module->base, (uint64_t)module->region);
         cs_region_release(module);
         module->handle = NULL;
     }
@@ -247,12 +251,73 @@ uint64_t cs_loader_next_symbol(const char *name) {
     return found;
 }
 
+/* Ask for the unwind tables of modules that are there already, from number `first` on. */
+static void ask_tables(uint32_t first, uint32_t count) {
+    static struct cs_reply reply;
+    struct cs_asker asker;
+    uint32_t asked = 0;
+    if (!cs_ask_begin(&asker, count))
+        return;
+    for (uint32_t i = 0; i < count; i++) {
+        struct cs_module *module = &cs_modules[first + i];
+        module->flags |= CS_MODULE_UNWIND;
+        if (module->handle)
+            asked += cs_ask(&asker, module, module_path(module->handle));
+    }
+    for (uint32_t i = 0; i < count && asked; i++)
+        if (cs_modules[first + i].handle && cs_ask_answer(&asker, &reply))
+            cs_unwind_module(&cs_modules[first + i], reply.unwind);
+    cs_ask_end(&asker);
+}
+
+/* The images that are never traced, but run: the agent and the kernel's code. They are recorded as modules now. */
+static void add_untraced(uint64_t base, const char *path) {
+    static struct cs_module module;
+    static struct cs_reply reply;
+    struct cs_image image;
+    struct cs_asker asker;
+    if (!base || !cs_image_from_base(&image, base))
+        return;
+    memset(&module, 0, sizeof module);
+    module.base = image.base;
+    module.span = image.span;
+    module.flags = CS_MODULE_UNWIND;
+    module.build_id_bytes = image.build_id_bytes;
+    memcpy(module.build_id, image.build_id, image.build_id_bytes);
+    cs_module_journal_load(&module, path);
+    if (cs_ask_begin(&asker, 1) && cs_ask(&asker, &module, path) && cs_ask_answer(&asker, &reply))
+        cs_unwind_module(&module, reply.unwind);
+    cs_ask_end(&asker);
+}
+
+static void add_all_untraced(void) {
+    for (const struct link_map *map = lists->debug.r_map; map; map = map->l_next)
+        if (map->l_ld == own_dynamic)
+            add_untraced(map->l_addr, module_path(map));
+    add_untraced(cs_launch.vdso, "[vdso]");
+}
+
+void cs_unwind_start(void) {
+    uint64_t signals = cs_system_block_signals();
+    cs_lock(&cs_session.process->module_lock);
+    if (!cs_unwind_ready && lists) {
+        for (uint32_t first = 0; first < cs_module_count; first += BATCH)
+            ask_tables(first, cs_module_count - first < BATCH ? cs_module_count - first : BATCH);
+        add_all_untraced();
+    }
+    cs_unwind_ready = true;
+    cs_unlock(&cs_session.process->module_lock);
+    cs_system_restore_signals(signals);
+}
+
 void cs_loader_start(void) {
     uint64_t signals = cs_system_block_signals();
     lists = find_lists();
     if (lists) {
         cs_lock(&cs_session.process->module_lock);
         look();
+        if (cs_unwind_ready)
+            add_all_untraced();
         cs_unlock(&cs_session.process->module_lock);
         started = hook();
     }

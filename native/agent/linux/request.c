@@ -93,7 +93,8 @@ bool cs_ask(struct cs_asker *asker, const struct cs_module *module, const char *
 bool cs_ask_answer(struct cs_asker *asker, struct cs_reply *reply) {
     if (asker->socket < 0 || !transfer(asker->socket, reply, sizeof *reply, false, ANSWER_SECONDS))
         return false;
-    reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] = 0;
+    reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] =
+        reply->unwind[sizeof reply->unwind - 1] = 0;
     return true;
 }
 

@@ -6,6 +6,7 @@
 
 #include "../core/memory.h"
 #include "../core/system.h"
+#include "../core/unwind.h"
 #include "crash.h"
 #include "linux.h"
 #include "syscall.h"
@@ -187,7 +188,9 @@ static void begin(const char *directory, int argument_count, char **arguments) {
     cs_signals_start();
     if (cs_session.chunks_mapped < cs_session.chunk_limit)
         cs_note(CS_NOTE_ADDRESS_SPACE, "the address space is limited: the events file is used in part");
+    cs_unwind_ready = cs_session.features & CS_FEATURE_STACKS;
     cs_loader_start();
+    cs_sampling_start();
 }
 
 /* glibc gives constructors main's arguments; where that is not so, nothing is done. */

@@ -71,6 +71,11 @@ size_t cs_system_peek(void *to, uint64_t address, size_t bytes) {
     return cs_failed(read) ? 0 : (size_t)read;
 }
 
+bool cs_system_readable(uint64_t address) {
+    /* The kernel fetches the mask before it refuses what to do with it. */
+    return cs_call4(SYS_rt_sigprocmask, 0x7fffffff, (long)address, 0, sizeof(uint64_t)) == -EINVAL;
+}
+
 void *cs_system_memory(size_t bytes) {
     return cs_map(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }

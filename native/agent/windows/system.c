@@ -120,6 +120,11 @@ size_t cs_system_peek(void *to, uint64_t address, size_t bytes) {
     return first + more;
 }
 
+bool cs_system_readable(uint64_t address) {
+    uint64_t word;
+    return cs_system_peek(&word, address, sizeof word) == sizeof word;
+}
+
 void *cs_system_memory(size_t bytes) {
     void *base = NULL;
     SIZE_T size = bytes;

@@ -19,6 +19,7 @@
 #define CS_FEATURE_KEEP_LAST 2u
 #define CS_FEATURE_CALLS 4u
 #define CS_FEATURE_CALLS_ONCE 8u
+#define CS_FEATURE_STACKS 16u
 
 #define CS_EVENT_NONE 0u
 #define CS_EVENT_ENTRY 1u
@@ -33,6 +34,16 @@
 #define CS_EXTENDED_RESULT 2u
 #define CS_EXTENDED_INLINE_ENTRY 16u
 #define CS_EXTENDED_INLINE_EXIT 17u
+#define CS_EXTENDED_STACK 3u
+#define CS_STACK_EXACT 0x8000000000000000ull
+#define CS_STACK_DEEPEST 512u
+#define CS_STACK_LIMITED 1u
+#define CS_STACK_BROKEN 2u
+#define CS_STACK_GUESSED 4u
+#define CS_STACK_CALLED 0u
+#define CS_STACK_ENTRY 1u
+#define CS_STACK_TIMER 2u
+#define CS_STACK_SIGNAL 3u
 #define CS_LAST_FUNCTION 0x3fffffffu
 #define CS_CONTROL_EPOCH 1u
 #define CS_CONTROL_SKIP 2u
@@ -52,6 +63,7 @@
 #define CS_CAUSE_FORK 2u
 #define CS_MODULE_TRACED 1u
 #define CS_MODULE_MAIN 2u
+#define CS_MODULE_UNWIND 8u
 #define CS_MODULE_UNPACKED 4u
 
 #define CS_CRASH_LINUX 0u
@@ -113,6 +125,16 @@
 #define CS_PLAN_PE 1u
 #define CS_PLAN_PE_ALIGNMENT 0x10000u
 #define CS_RUNTIME_FUNCTION_BYTES 12u
+#define CS_UNWIND_MAGIC 0x444e575550435343ull
+#define CS_UNWIND_VERSION 1u
+#define CS_UNWIND_NONE 0u
+#define CS_UNWIND_OFFSET 1u
+#define CS_UNWIND_MEMORY 2u
+#define CS_UNWIND_SIGNAL 3u
+#define CS_UNWIND_END 4u
+#define CS_UNWIND_PLT 5u
+#define CS_UNWIND_SAME 0x80000000u
+#define CS_UNWIND_LOST 0x80000001u
 
 #define CS_REQUEST_MAGIC 0x51525343u
 #define CS_REPLY_SKIP 0u
@@ -133,8 +155,9 @@ struct cs_events_header {
     uint32_t next_thread; /* atomic: the last thread number given */
     uint64_t lost; /* atomic: events that found no room */
     uint32_t max_depth; /* 0: no limit */
-    uint32_t reserved0;
-    uint64_t reserved1[6];
+    uint32_t stacks_signal; /* signal at which every thread's stack is captured, or 0 */
+    uint64_t stacks_every; /* nanoseconds of each thread's processor time between captures of its stack, or 0 */
+    uint64_t reserved1[5];
 };
 _Static_assert(sizeof(struct cs_events_header) == 120, "events_header");
 
@@ -178,6 +201,18 @@ struct cs_inline_event {
     uint32_t return_address; /* low half, of the call of the hook: where the function was inlined */
 };
 _Static_assert(sizeof(struct cs_inline_event) == 16, "inline_event");
+
+/* EXTENDED_STACK: a call stack; `count` addresses of 8 bytes follow, the innermost first. */
+struct cs_stack_event {
+    uint32_t type;
+    uint32_t size; /* as of every EXTENDED event */
+    uint64_t tsc; /* whole time-stamp counter */
+    uint64_t tag;
+    uint32_t count;
+    uint16_t flags;
+    uint16_t cause;
+};
+_Static_assert(sizeof(struct cs_stack_event) == 32, "stack_event");
 
 /* First bytes of `journal`. */
 struct cs_journal_header {
@@ -407,6 +442,41 @@ struct cs_cfa_row {
 };
 _Static_assert(sizeof(struct cs_cfa_row) == 8, "cfa_row");
 
+/* First bytes of an unwind table, which the agent maps: how to find callers, for an image and, behind it, for the trampolines of its plan. */
+struct cs_unwind_header {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t header_size;
+    uint8_t build_id[32];
+    uint32_t build_id_bytes;
+    uint32_t rule_count;
+    uint64_t image_span;
+    uint64_t region_bytes; /* 0: no trampolines */
+    uint32_t row_count; /* of the image */
+    uint32_t region_row_count;
+    uint64_t rule_offset; /* in the file: unwind_rule records */
+    uint64_t row_offset; /* unwind_row records of the image, then those of the region */
+};
+_Static_assert(sizeof(struct cs_unwind_header) == 96, "unwind_header");
+
+/* From `rva` on (relative to the image, or to the region) a rule holds. Sorted by address; the first is at 0. */
+struct cs_unwind_row {
+    uint32_t rva;
+    uint32_t rule; /* index */
+};
+_Static_assert(sizeof(struct cs_unwind_row) == 8, "unwind_row");
+
+/* Where the caller's registers are. Registers have DWARF's numbers. */
+struct cs_unwind_rule {
+    uint8_t kind;
+    uint8_t base; /* the register */
+    uint8_t add;
+    uint8_t from_rbp; /* a bit for each of `saved`: it counts from rbp as it is, not from the frame address */
+    int32_t offset;
+    int32_t saved[6]; /* of rbx, rbp, r12 to r15: where the caller's value lies, from the frame address, or UNWIND_SAME, UNWIND_LOST */
+};
+_Static_assert(sizeof(struct cs_unwind_rule) == 32, "unwind_rule");
+
 /* A question to the recorder: `module_count` request_module records follow; as many replies come back. */
 struct cs_request {
     uint32_t magic;
@@ -435,7 +505,8 @@ struct cs_reply {
     uint32_t reserved;
     char plan[1000]; /* path of the plan file */
     char chosen[1000]; /* path of a bit map of functions to patch, one bit each, or empty for all */
+    char unwind[1000]; /* path of its unwind table, when it was asked for; or empty */
 };
-_Static_assert(sizeof(struct cs_reply) == 2016, "reply");
+_Static_assert(sizeof(struct cs_reply) == 3016, "reply");
 
 #endif

@@ -17,7 +17,7 @@ from callscope.binary.image import Image
 from callscope.errors import ImageError
 from callscope.native import kernel
 
-CFA_UNKNOWN, CFA_RSP, CFA_RBP, CFA_REGISTER, CFA_EXPRESSION = range(5)
+CFA_UNKNOWN, CFA_RSP, CFA_RBP, CFA_REGISTER, CFA_EXPRESSION, CFA_MEMORY = range(6)
 SAVED_SAME = -(1 << 31)
 SAVED_UNKNOWN = SAVED_SAME + 1
 RBX, RBP, R12, R13, R14, R15, RETURN_ADDRESS = range(7)
@@ -31,12 +31,15 @@ ROW = np.dtype(
         ("rva", "<u4"),
         ("cfa_kind", "u1"),
         ("cfa_register", "u1"),
-        ("reserved", "<u2"),
+        ("cfa_add", "u1"),
+        ("from_rbp", "u1"),
         ("cfa_offset", "<i4"),
         ("saved", "<i4", 7),
     ]
 )
-"""cfa_kind: CFA_*; cfa_register: DWARF number, 255 for none; saved: offset from the CFA or SAVED_*, by RBX .. """
+"""cfa_kind: CFA_*; cfa_register: DWARF number, 255 for none; saved: offset from the CFA or SAVED_*, by RBX ..
+from_rbp: a bit for each of `saved`, which then counts from rbp. Of CFA_MEMORY the frame address is what lies at the
+register + cfa_offset, + cfa_add."""
 
 FDE = np.dtype(
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from callscope.cli.options import DurationType
 from callscope.cli.progress import progress_bar
 from callscope.recording.bisect import bisect as bisect_program
 from callscope.recording.options import RecordOptions, parse_size
@@ -68,6 +69,12 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--raw-args", is_flag=True,
                      help="Record the registers of integer arguments where nothing tells of them."),
         click.option("--prototypes", type=path, metavar="FILE", help="C declarations of functions, for --args."),
+        click.option("--stacks-at", multiple=True, metavar="GLOB",
+                     help="Capture the call stack at each entry of the functions that match."),
+        click.option("--stacks-every", "stacks_every_ns", type=DurationType(), default=0, metavar="TIME",
+                     help="Capture each thread's call stack every TIME of its processor time, such as 10ms."),
+        click.option("--stacks-on", default="", metavar="SIGNAL",
+                     help="Capture the call stacks of all threads when SIGNAL arrives, such as USR2."),
         click.option("-q", "--quiet", is_flag=True, help="No summary when the program has ended."),
     ]  # fmt: skip
     for option in reversed(options):

@@ -76,11 +76,11 @@ def load_or_plan(
     begin = time.perf_counter()
     path = Path(path)
     build_id = read_build_id(path)
-    key = f"{build_id.hex() or _hash(path)}-v{PLANNER_VERSION}{scope.suffix}"
+    key = f"{build_id.hex() or content_hash(path)}-v{PLANNER_VERSION}{scope.suffix}"
     if scope.arguments is not None:
         status = path.stat()  # what debug information it holds is not in the build-id
         key += f"-{status.st_size:x}-{status.st_mtime_ns:x}"
-    directory = _directory()
+    directory = plans_directory()
     files = {suffix: directory / f"{key}.{suffix}" for suffix in ("plan", "functions", "json")}
     kept = not fresh and all(file.is_file() for file in files.values())
     count = _function_count(files["functions"]) if kept else None
@@ -91,18 +91,19 @@ def load_or_plan(
         from callscope.patching.report import make_report
 
         plan = plan_image(path, jobs, progress, scope)
-        _write(files["functions"], functions_bytes(plan))
+        write_whole(files["functions"], functions_bytes(plan))
         if plan.text.captures:
             layouts = {str(index): capture.layout for index, capture in plan.text.captures.items()}
-            _write(files["plan"].with_suffix(ARGUMENTS_SUFFIX), json.dumps(layouts).encode())
-        _write(files["json"], json.dumps(make_report(plan).to_json()).encode())
-        _write(files["plan"], plan_bytes(plan))
+            write_whole(files["plan"].with_suffix(ARGUMENTS_SUFFIX), json.dumps(layouts).encode())
+        write_whole(files["json"], json.dumps(make_report(plan).to_json()).encode())
+        write_whole(files["plan"], plan_bytes(plan))
         count = len(plan.functions.rva)
     seconds = time.perf_counter() - begin
     return PlanFiles(files["plan"], files["functions"], files["json"], build_id, count, seconds, cached)
 
 
-def _directory() -> Path:
+def plans_directory() -> Path:
+    """Where plans lie, made when missing. Raises PlanError."""
     directory = cache_directory() / "plans"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -111,7 +112,8 @@ def _directory() -> Path:
     return directory
 
 
-def _hash(path: Path) -> str:
+def content_hash(path: Path) -> str:
+    """Stands for the build-id of a file that has none. Raises ImageError."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -133,7 +135,7 @@ def _function_count(path: Path) -> int | None:
     return int(data["function_count"][0])
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all."""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:

@@ -109,6 +109,8 @@ class Frames:
             register = int(data["cfa_register"])
         else:
             return None
+        if data["from_rbp"]:
+            return None
         saved: list[int | None] = []
         for value in data["saved"][: len(SAVED_REGISTERS)].tolist():
             if value == SAVED_UNKNOWN:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,9 @@ from callscope.errors import UsageError
 from callscope.patching.scope import Arguments, Calls, Scope
 
 SMALLEST_KEEP = 4 << 20
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 100_000, 3_600_000_000_000
+_NOT_TO_BE_CAUGHT = {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE,
+                     signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS}  # fmt: skip
 DEPTH_LIMIT = 0xFFFFFFFF
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -28,6 +33,8 @@ class RecordOptions:
     follow: trace child processes and the programs that replace the first by exec.
     args: record arguments and results, as far as prototypes are known; args_of: of functions that these globs match;
     raw_args: also the registers of functions without a prototype; prototypes: a file of C declarations.
+    stacks_at: globs of functions at whose entries the stack is captured; stacks_every_ns: nanoseconds of processor time
+    between captures in each thread, 0 for none; stacks_on: a signal at which all threads' stacks are captured.
     calls: record call sites too: 'on', or 'once' for nothing but each site's first call; '' for none.
     """
 
@@ -46,6 +53,9 @@ class RecordOptions:
     args_of: tuple[str, ...] = ()
     raw_args: bool = False
     prototypes: Path | None = None
+    stacks_at: tuple[str, ...] = ()
+    stacks_every_ns: int = 0
+    stacks_on: str = ""
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:
@@ -62,6 +72,9 @@ class RecordOptions:
             object.__setattr__(self, "prototypes", Path(self.prototypes))
         if self.prototypes is not None and not (self.args or self.args_of or self.raw_args):
             raise UsageError("prototypes are for arguments: add --args or --args-of")
+        if self.stacks_every_ns and not SHORTEST_INTERVAL <= self.stacks_every_ns <= LONGEST_INTERVAL:
+            raise UsageError("stacks can be captured every 100us to every 1h of processor time: choose between")
+        stacks_signal(self.stacks_on)
         if self.keep_last and self.keep_last < SMALLEST_KEEP:
             raise UsageError(f"{self.keep_last} bytes are too few for a flight recorder: keep at least 4M")
 
@@ -73,6 +86,18 @@ class RecordOptions:
         wanted = self.args or self.args_of or self.raw_args
         arguments = Arguments(() if self.args else self.args_of, self.raw_args, self.prototypes) if wanted else None
         return Scope(calls, self.calls == "once", arguments)
+
+
+def stacks_signal(name: str) -> int:
+    """The number of a signal by its name or number, 0 for "". Raises UsageError for one that cannot be caught."""
+    if not name:
+        return 0
+    number = int(name) if name.isascii() and name.isdigit() and len(name) < 4 else 0
+    with suppress(KeyError):
+        number = number or signal.Signals[name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"]
+    if number not in signal.valid_signals() or number in _NOT_TO_BE_CAUGHT:
+        raise UsageError(f"stacks cannot be captured on signal {name!r}: choose one such as USR2")
+    return int(number)
 
 
 def parse_size(text: str) -> int:

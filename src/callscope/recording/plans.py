@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -27,6 +27,7 @@ from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME
 from callscope.patching.cache import PlanFiles, load_or_plan
 from callscope.patching.report import PlanReport
 from callscope.patching.scope import Scope
+from callscope.patching.unwind_cache import load_or_compile
 from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
 from callscope.recording.unpacked import is_packed, is_windows_file, memory_image
@@ -37,13 +38,14 @@ _LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so", "ntdll.dll")
 @dataclass(frozen=True)
 class Module:
     """A module that a process has loaded, as it lies at `base` in process `pid`. `build_id` may be empty. is_unpacked:
-    it has unpacked itself, and written its memory where it was told.
+    it has unpacked itself, and written its memory where it was told. wants_unwind: its stacks are to be walked.
     """
 
     path: str
     build_id: bytes
     is_main: bool
     is_unpacked: bool = False
+    wants_unwind: bool = field(default=False, compare=False)
     pid: int = field(default=0, compare=False)
     base: int = field(default=0, compare=False)
     span: int = field(default=0, compare=False)
@@ -53,7 +55,7 @@ class Module:
 class Answer:
     """What the agent is told. `id_base`: id of the plan's function 0. `chosen`: bit map of functions; None for all.
     status: REPLY_PLAN; or REPLY_UNPACK: wait until the program has unpacked itself, write its memory to `plan`, and
-    ask again.
+    ask again; or REPLY_SKIP. unwind: the unwind table, where it was asked for and there is one.
     """
 
     plan: Path
@@ -61,6 +63,7 @@ class Answer:
     function_count: int
     chosen: Path | None
     status: int = records.REPLY_PLAN
+    unwind: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,20 @@ class Plans:
         """By an image's first function id: how many of its functions the rules chose, where they did not choose all."""
 
     def answer(self, module: Module) -> Answer | None:
+        """What to trace of a module; None for nothing of it. Never raises."""
+        found = self._traced(module)
+        if not module.wants_unwind or (found is not None and found.status == records.REPLY_UNPACK):
+            return found
+        try:
+            table = unwind_table(module, found.plan if found is not None else None)
+            check_length(table, "set CALLSCOPE_CACHE to a shorter one")
+        except CallscopeError:
+            return found  # its frames are guessed
+        if found is None:
+            return Answer(Path(), 0, 0, None, records.REPLY_SKIP, table)
+        return replace(found, unwind=table)
+
+    def _traced(self, module: Module) -> Answer | None:
         """What to trace of a module; None for nothing of it. Never raises."""
         if is_untraceable(module.path):
             return None
@@ -266,6 +283,14 @@ def exception_entries(path: str) -> list[int]:
     """Where the entries of an image's exception directory begin; none in ELF files."""
     image = open_image(path)
     return image.exception_entries[:, 0].tolist() if isinstance(image, PeImage) else []
+
+
+def unwind_table(module: Module, plan: Path | None) -> Path:
+    """The unwind table of a module, and of its plan if it has one. Raises ImageError or PlanError."""
+    table = load_or_compile(module.path, plan)
+    if module.build_id and table.build_id and table.build_id != module.build_id:
+        raise PlanError("the file was replaced while the program used it: start the program again")
+    return table.path
 
 
 def planner_of(scope: Scope) -> Callable[[str], PlanFiles]:

@@ -155,6 +155,7 @@ def decode_module(record: np.void, pid: int) -> Module:
         build_id,
         bool(flags & records.MODULE_MAIN),
         bool(flags & records.MODULE_UNPACKED),
+        bool(flags & records.MODULE_UNWIND),
         pid,
         int(record["base"]),
         int(record["span"]),
@@ -168,6 +169,7 @@ def encode_reply(answer: Answer | None) -> bytes:
     reply = np.zeros((), records.REPLY)
     reply["status"] = answer.status
     reply["id_base"], reply["function_count"] = answer.id_base, answer.function_count
-    reply["plan"] = os.fsencode(answer.plan)
+    reply["plan"] = b"" if answer.status == records.REPLY_SKIP else os.fsencode(answer.plan)
+    reply["unwind"] = b"" if answer.unwind is None else os.fsencode(answer.unwind)
     reply["chosen"] = b"" if answer.chosen is None else os.fsencode(answer.chosen)
     return reply.tobytes()

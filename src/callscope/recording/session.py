@@ -26,7 +26,7 @@ from callscope import format as records
 from callscope.clock import clock_pair
 from callscope.errors import RecordError
 from callscope.recording.directory import EVENTS_NAME, SESSION_NAME, hold, make_way, read_header
-from callscope.recording.options import RecordOptions
+from callscope.recording.options import RecordOptions, stacks_signal
 
 JOURNAL_NAME = "journal"
 PLANS_NAME = "plans"
@@ -48,6 +48,8 @@ class Session:
         features = records.FEATURE_NO_CLOCK if options.clock == "none" else 0
         features |= records.FEATURE_KEEP_LAST if options.keep_last else 0
         features |= records.FEATURE_CALLS if options.calls else 0
+        wants_stacks = options.stacks_at or options.stacks_every_ns or options.stacks_on
+        features |= records.FEATURE_STACKS if wants_stacks else 0
         features |= records.FEATURE_CALLS_ONCE if options.calls == "once" else 0
         made = False
         try:
@@ -159,6 +161,7 @@ def write_events(path: Path, options: RecordOptions, features: int) -> None:
     header["header_size"], header["features"] = records.EVENTS_HEADER_BYTES, features
     header["chunk_bytes"], header["next_chunk"] = chunk, 1
     header["max_depth"] = options.max_depth
+    header["stacks_every"], header["stacks_signal"] = options.stacks_every_ns, stacks_signal(options.stacks_on)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         size = make_sparse(descriptor, size, chunk)

@@ -18,8 +18,9 @@ from callscope.reports.crash_calls import last_calls, open_calls
 from callscope.reports.crash_causes import Fault, describe
 from callscope.reports.crash_memory import Memory, Registers, SignalFrame, registers_of, vector_registers
 from callscope.reports.crash_trampoline import Region, read_region, undo, without_volatile
-from callscope.reports.crash_unwind import Frame, Unwinder
+from callscope.reports.crash_unwind import Unwinder
 from callscope.reports.database import Database
+from callscope.reports.frames import Frame
 from callscope.trace.journal import Crash
 from callscope.trace.open import Trace, open_trace
 from callscope.trace.processes import Module

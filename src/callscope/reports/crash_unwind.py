@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from callscope.binary.cfi import (
     CFA_EXPRESSION,
+    CFA_MEMORY,
     CFA_RBP,
     CFA_REGISTER,
     CFA_RSP,
@@ -17,59 +17,15 @@ from callscope.binary.cfi import (
     RETURN_ADDRESS,
     SAVED_SAME,
     SAVED_UNKNOWN,
-    FrameTable,
 )
-from callscope.binary.open import open_image, read_build_id, unwinding
-from callscope.binary.symbols import Symbols, open_symbols
-from callscope.errors import CallscopeError
 from callscope.reports.crash_memory import CALLEE_SAVED, DWARF, Memory, Registers, SignalFrame, signal_frame
+from callscope.reports.frames import Frame, Image, Resolver
 from callscope.trace.processes import Module
 
 MOST_FRAMES = 4096
 _ADDRESSES = 1 << 64
 _LARGEST_SPAN = 1 << 32
 """of an image: what is said to be larger is damage"""
-
-
-class Image:
-    """A module's file: its frames and its names, as far as it is still the file that was loaded."""
-
-    def __init__(self, path: str, build_id: bytes, warnings: list[str]) -> None:
-        self.name = Path(path).name or path
-        self.frames: FrameTable | None = None
-        self.is_pe = False
-        self.symbols: Symbols | None = None
-        if not path.startswith("/"):
-            return
-        try:
-            if read_build_id(path) != build_id:
-                warnings.append(f"{path} is not the file that was loaded: its frames and names are not known")
-                return
-            image = open_image(path)
-            self.frames, self.is_pe = unwinding(image).frames, image.is_pe
-            self.symbols = open_symbols(path)
-        except CallscopeError as error:
-            warnings.append(f"frames and names of {path} are not known: {error}")
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame, the innermost first. address: of the instruction, or where the call returns to.
-
-    start: address of the function; None when unknown. inlines: (name, file, line) of calls inlined there, the innermost
-    first. signal: what the frame was interrupted by, if it was.
-    """
-
-    address: int
-    sp: int | None
-    function: str | None
-    module: str | None
-    start: int | None
-    rva: int | None
-    file: str | None
-    line: int | None
-    inlines: tuple[tuple[str, str, int], ...]
-    signal: SignalFrame | None = None
 
 
 class Unwinder:
@@ -82,8 +38,7 @@ class Unwinder:
     def __init__(self, modules: Sequence[Module], memory: Memory, warnings: list[str]) -> None:
         self._modules = modules
         self._memory = memory
-        self._warnings = warnings
-        self._images: dict[tuple[str, bytes], Image] = {}
+        self._resolver = Resolver(warnings)
         self.problem: str | None = None
 
     def walk(self, registers: Registers, exact: bool = True) -> Iterator[Frame]:
@@ -104,10 +59,7 @@ class Unwinder:
 
     def image(self, module: Module) -> Image:
         """The file of a module, opened once."""
-        key = (module.path, module.build_id)
-        if key not in self._images:
-            self._images[key] = Image(*key, self._warnings)
-        return self._images[key]
+        return self._resolver.image(module)
 
     def module_at(self, address: int) -> Module | None:
         """The module that lay there."""
@@ -127,29 +79,8 @@ class Unwinder:
         address = registers["rip"]
         if address is None:
             return None
-        place = address if exact else address - 1
-        module = self.module_at(place)
-        if module is None:
-            return Frame(address, registers["rsp"], None, None, None, None, None, None, (), signal)
-        rva = place - module.base
-        return self._named(module, rva, address, registers["rsp"], signal)
-
-    def _named(self, module: Module, rva: int, address: int, sp: int | None, signal: SignalFrame | None) -> Frame:
-        image = self.image(module)
-        start = None
-        if image.frames is not None:
-            entry = int(image.frames.entries_at(np.array([rva], np.int64))[0])
-            start = None if entry < 0 else int(image.frames.fdes["start"][entry])
-        name, file, line = None, None, None
-        inlines: list[tuple[str, str, int]] = []
-        if image.symbols is not None:
-            name = image.symbols.name(rva)
-            place = image.symbols.location(rva)
-            file, line = place if place is not None else (None, None)
-            inlines = [(call.name, call.file, call.line) for call in image.symbols.inlines(rva)]
-        name = name or f"{image.name}+{rva if start is None else start:#x}"
-        absolute = None if start is None else module.base + start
-        return Frame(address, sp, name, image.name, absolute, rva, file, line, tuple(inlines), signal)
+        module = self.module_at(address if exact else address - 1)
+        return self._resolver.frame(module, address, exact, registers["rsp"], signal)
 
     def _step(self, registers: Registers, exact: bool) -> tuple[Registers, bool, SignalFrame | None] | None:
         """The caller's registers, whether their address is exact, and the signal that lies between; None at the end."""
@@ -201,7 +132,7 @@ class Unwinder:
     def _apply(
         self, row: np.void, offsets: Sequence[int], registers: Registers, exact: bool
     ) -> tuple[Registers, bool, SignalFrame | None] | None:
-        frame = frame_address(row, registers, exact)
+        frame = frame_address(row, registers, exact, self._memory)
         if frame is None:
             self.problem = "a frame's place is not known"
             return None
@@ -209,8 +140,11 @@ class Unwinder:
         if saved["rip"] in (SAVED_UNKNOWN, SAVED_SAME):
             return None  # the outermost function
         out: Registers = dict.fromkeys(DWARF)
-        for name, offset in saved.items():
-            if offset == SAVED_SAME:
+        rbp = registers["rbp"]
+        for bit, (name, offset) in enumerate(saved.items()):
+            if int(row["from_rbp"]) >> bit & 1:
+                out[name] = None if rbp is None else self._memory.word((rbp + offset) % _ADDRESSES)
+            elif offset == SAVED_SAME:
                 out[name] = registers[name]
             else:
                 out[name] = None if offset == SAVED_UNKNOWN else self._memory.word((frame + offset) % _ADDRESSES)
@@ -223,13 +157,18 @@ class Unwinder:
         return out, False, None
 
 
-def frame_address(row: np.void, registers: Registers, exact: bool) -> int | None:
+def frame_address(row: np.void, registers: Registers, exact: bool, memory: Memory) -> int | None:
     """The canonical frame address; None when it is not known."""
     kind, offset = int(row["cfa_kind"]), int(row["cfa_offset"])
-    number = {CFA_RSP: 7, CFA_RBP: 6}.get(kind, int(row["cfa_register"]) if kind == CFA_REGISTER else -1)
+    has_register = kind in (CFA_REGISTER, CFA_MEMORY)
+    number = {CFA_RSP: 7, CFA_RBP: 6}.get(kind, int(row["cfa_register"]) if has_register else -1)
     if 0 <= number < len(DWARF):
         base = registers[DWARF[number]]
-        return None if base is None else (base + offset) % _ADDRESSES
+        place = None if base is None else (base + offset) % _ADDRESSES
+        if kind == CFA_MEMORY and place is not None:
+            word = memory.word(place)
+            return None if word is None else (word + int(row["cfa_add"])) % _ADDRESSES
+        return place
     rip, sp = registers["rip"], registers["rsp"]
     if kind == CFA_EXPRESSION and exact and rip is not None and sp is not None:
         # The expression that linkers give a procedure linkage table: each entry pushes once, before its byte 11.

@@ -1,0 +1,97 @@
+/* Stacks captured from outside of the program's own code: by timers on each thread's processor time, and at a signal.
+ *
+ * Both arrive as signals with SA_RESTART, on the agent's signal stacks. A thread that waits uses no processor time, so
+ * no timer ever cuts a wait of the program short. */
+#include <linux/time_types.h>
+#include <signal.h>
+#include <ucontext.h>
+
+#include "../core/memory.h"
+#include "../core/system.h"
+#include "../core/unwind.h"
+#include "crash.h"
+#include "syscall.h"
+
+#define SAMPLE_SIGNAL 62 /* a real-time signal that libraries leave alone */
+#define TIMER_CODE (-2)  /* SI_TIMER: exec throws such signals away, which would end the next program otherwise */
+#define OWN_CPU_CLOCK 3  /* CLOCK_THREAD_CPUTIME_ID */
+#define TO_THREAD 4      /* SIGEV_THREAD_ID */
+
+/* The kernel's struct sigevent and struct itimerspec (include/uapi/asm-generic/siginfo.h, linux/time_types.h). */
+struct event {
+    uint64_t value;
+    int32_t signal, notify, thread, reserved[11];
+};
+struct interval {
+    struct __kernel_timespec every, first;
+};
+
+static void registers_of(struct cs_registers *registers, const ucontext_t *context) {
+    static const uint8_t order[CS_REGISTERS] = {REG_RAX, REG_RDX, REG_RCX, REG_RBX, REG_RSI, REG_RDI, REG_RBP, REG_RSP,
+                                                REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+    for (uint32_t i = 0; i < CS_REGISTERS; i++)
+        registers->at[i] = (uint64_t)context->uc_mcontext.gregs[order[i]];
+    registers->rip = (uint64_t)context->uc_mcontext.gregs[REG_RIP];
+}
+
+/* Have the other threads that are known record their stacks. */
+static void tell_others(uint32_t number) {
+    const struct cs_process *process = cs_session.process;
+    const struct cs_block *own = cs_self()->block;
+    for (uint32_t i = process->first_block; i < process->block_count; i++) {
+        const struct cs_block *block = &cs_session.blocks[i];
+        siginfo_t info;
+        memset(&info, 0, sizeof info);
+        info.si_signo = SAMPLE_SIGNAL;
+        info.si_code = TIMER_CODE;
+        info.si_value.sival_int = (int)number;
+        if (block != own && block->used && block->tid)
+            cs_call4(SYS_rt_tgsigqueueinfo, process->pid, block->tid, SAMPLE_SIGNAL, (long)&info);
+    }
+}
+
+static void arrived(int number, siginfo_t *info, void *context) {
+    if (cs_self()->muted || cs_process_ignored())
+        return;
+    struct cs_registers registers;
+    registers_of(&registers, context);
+    uint32_t asked = number == SAMPLE_SIGNAL ? (uint32_t)info->si_value.sival_int : (uint32_t)number;
+    cs_snapshot(&registers, true, asked, asked ? CS_STACK_SIGNAL : CS_STACK_TIMER);
+    if (number != SAMPLE_SIGNAL && cs_session.process->pid == cs_system_pid())
+        tell_others(asked);
+}
+
+static void catch (int number) {
+    struct cs_action action = {.handler = (void *)arrived,
+                               .flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK | CS_SA_RESTORER,
+                               .restorer = (void *)cs_signal_return};
+    cs_action_set(number, &action);
+}
+
+void cs_sampling_start(void) {
+    if (!cs_session.events->stacks_every && !cs_session.events->stacks_signal)
+        return;
+    catch (SAMPLE_SIGNAL);
+    if (cs_session.events->stacks_signal)
+        catch ((int)cs_session.events->stacks_signal);
+    cs_thread_block();
+}
+
+void cs_sampling_begin(struct cs_block *block) {
+    uint64_t every = cs_session.events->stacks_every;
+    if (!every || !block->tid)
+        return;
+    struct event event = {.signal = SAMPLE_SIGNAL, .notify = TO_THREAD, .thread = (int32_t)block->tid};
+    int32_t timer;
+    if (cs_failed(cs_call3(SYS_timer_create, OWN_CPU_CLOCK, (long)&event, (long)&timer)))
+        return;
+    struct __kernel_timespec time = {(int64_t)(every / 1000000000u), (long long)(every % 1000000000u)};
+    struct interval interval = {time, time};
+    cs_call4(SYS_timer_settime, timer, 0, (long)&interval, 0);
+    block->timer = (uint32_t)timer + 1;
+}
+
+void cs_sampling_end(const struct cs_block *block) {
+    if (block->timer)
+        cs_call3(SYS_timer_delete, (long)block->timer - 1, 0, 0);
+}
