@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from callscope.api import TraceTables as open  # noqa: N813
     from callscope.recording.api import record as record
+    from callscope.recording.capture import capture as capture
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open", "record"]
+__all__ = ["__version__", "capture", "open", "record"]
 
-_LAZY = {"open": ("callscope.api", "TraceTables"), "record": ("callscope.recording.api", "record")}
+_LAZY = {
+    "capture": ("callscope.recording.capture", "capture"),
+    "open": ("callscope.api", "TraceTables"),
+    "record": ("callscope.recording.api", "record"),
+}
 """Names of this package: module and name there, imported when first used, so that `import callscope` stays quick."""
 
 

@@ -171,9 +171,10 @@ void cs_note_module(enum cs_note code, const char *reason, const char *path);
 struct cs_kept {
     uint64_t rbp, rflags, r11, r10, r9, r8, rdi, rsi, rdx, capture, rax, back, rcx;
 };
-/* The 16-byte vector registers 0 to 7. */
+/* The 16-byte vector registers 0 to 7, then the registers that calls keep, as the traced function has them. */
 struct cs_vectors {
     uint64_t words[8][2];
+    uint64_t rbx, r12[4];
 };
 /* From routines.inc: record an entry with its arguments, or an exit with its result. `place` is where the traced call's
  * return address lies. */

@@ -6,6 +6,7 @@
 #include "agent.h"
 #include "memory.h"
 #include "system.h"
+#include "unwind.h"
 
 #define HEAD 8u /* of an EXTENDED record */
 
@@ -163,6 +164,20 @@ static uint32_t record_word(const struct collected *out) {
     return (out->bytes + HEAD) / 8 << 3 | CS_EVENT_EXTENDED;
 }
 
+/* The stack of the function that has just been entered. */
+static void snapshot(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place,
+                     uint32_t function) {
+    struct cs_registers registers;
+    memset(&registers, 0, sizeof registers);
+    registers.at[CS_RBX] = vectors->rbx;
+    registers.at[CS_RBP] = frame->rbp;
+    registers.at[CS_RSP] = (uint64_t)(place + 1);
+    for (uint32_t i = 0; i < 4; i++)
+        registers.at[CS_R12 + i] = vectors->r12[i];
+    registers.rip = *place;
+    cs_snapshot(&registers, false, function, CS_STACK_ENTRY);
+}
+
 void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place) {
     const struct cs_capture *capture = (const struct cs_capture *)frame->capture;
     uint64_t sp = (uint64_t)place;
@@ -171,15 +186,22 @@ void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vect
     struct collected out;
     out.bytes = 0;
     struct state state = {frame, vectors, place, &out};
-    collect(&state, (const struct cs_capture_op *)(capture + 1), capture->entry_count);
-    uint32_t time, *slot = cs_reserve(sp, (uint32_t)sizeof(struct cs_entry_event) + HEAD + out.bytes, &time);
+    const struct cs_capture_op *ops = (const struct cs_capture_op *)(capture + 1);
+    bool callers = capture->entry_count && ops->action == CS_CAPTURE_CALLERS;
+    collect(&state, ops + callers, capture->entry_count - callers);
+    uint32_t more = capture->entry_count > callers ? HEAD + out.bytes : 0;
+    uint32_t time, *slot = cs_reserve(sp, (uint32_t)sizeof(struct cs_entry_event) + more, &time);
     /* The sizes first: what is written behind them must never be taken for events. */
-    slot[5] = record_word(&out);
+    if (more)
+        slot[5] = record_word(&out);
     __atomic_store_n(&slot[1], (uint32_t)sp | CS_EVENT_ENTRY, __ATOMIC_RELEASE);
     slot[0] = time;
-    put_record(slot + 4, CS_EXTENDED_ARGUMENTS, &out);
+    if (more)
+        put_record(slot + 4, CS_EXTENDED_ARGUMENTS, &out);
     slot[3] = (uint32_t)*place;
     slot[2] = capture->function;
+    if (callers)
+        snapshot(frame, vectors, place, capture->function);
 }
 
 void cs_capture_exit(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place) {

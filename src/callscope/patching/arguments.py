@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from callscope.binary.debug_files import SYSTEM_DEBUG_DIRECTORIES, find_debug_file, open_symbol_file
@@ -13,7 +15,7 @@ from callscope.binary.prototypes import Prototype
 from callscope.binary.symbols import open_symbols
 from callscope.errors import ImageError
 from callscope.globs import NameGlob
-from callscope.patching.capture import Capture, compile_capture, raw_capture
+from callscope.patching.capture import CALLERS, Capture, compile_capture, raw_capture
 from callscope.patching.scope import Arguments
 
 
@@ -39,6 +41,21 @@ def find_captures(image: Image, functions: FunctionTable, wanted: Arguments) -> 
         elif wanted.raw:
             captures[index] = raw_capture(image.is_pe)
     return captures
+
+
+def add_callers(
+    image: Image, functions: FunctionTable, globs: Sequence[str], captures: Mapping[int, Capture]
+) -> dict[int, Capture]:
+    """`captures`, and the call stack at each entry of the functions that one of `globs` matches."""
+    wanted = [glob for glob in map(NameGlob, globs) if glob.matches_module(str(image.path))]
+    names = open_symbols(image.path).names(functions.rva) if wanted else []
+    out = dict(captures)
+    for index, (rva, name) in enumerate(zip(functions.rva.tolist(), names, strict=False)):
+        stable = f"{image.path.name}+0x{rva:x}"
+        if any(glob.matches_name(name or stable) or glob.matches_name(stable) for glob in wanted):
+            known = out.get(index, Capture((), (), {}))
+            out[index] = replace(known, entry=(CALLERS, *known.entry))
+    return out
 
 
 def _from_debug_information(image: Image, symbols: dict[int, str]) -> dict[int, Prototype]:

@@ -93,7 +93,7 @@ def load_or_plan(
         plan = plan_image(path, jobs, progress, scope)
         write_whole(files["functions"], functions_bytes(plan))
         if plan.text.captures:
-            layouts = {str(index): capture.layout for index, capture in plan.text.captures.items()}
+            layouts = {str(index): capture.layout for index, capture in plan.text.captures.items() if capture.layout}
             write_whole(files["plan"].with_suffix(ARGUMENTS_SUFFIX), json.dumps(layouts).encode())
         write_whole(files["json"], json.dumps(make_report(plan).to_json()).encode())
         write_whole(files["plan"], plan_bytes(plan))

@@ -35,6 +35,10 @@ Operation = tuple[int, int, int, int]
 """action, source, bytes, offset: a CAPTURE_OP record"""
 
 
+CALLERS: Operation = (records.CAPTURE_CALLERS, 0, 0, 0)
+"""The call stack: in front of what is captured at an entry."""
+
+
 @dataclass(frozen=True)
 class Capture:
     """What is captured of one function: operations at its entry and at its exits, and the layout of what they give."""

@@ -24,7 +24,7 @@ from callscope.binary.image import Image
 from callscope.binary.open import open_image, unwinding
 from callscope.binary.pe_unwind import UnwindTable
 from callscope.errors import PlanError
-from callscope.patching.arguments import find_captures
+from callscope.patching.arguments import add_callers, find_captures
 from callscope.patching.barriers import build_text, code_bounds
 from callscope.patching.hooks import silence_hooks
 from callscope.patching.runs import KINDS, Refusal
@@ -96,6 +96,8 @@ def plan_image(
     text = build_text(image, source, functions, edges)
     silence_hooks(image, text)
     text.captures = find_captures(image, functions, scope.arguments) if scope.arguments else {}
+    if scope.stacks_at:
+        text.captures = add_callers(image, functions, scope.stacks_at, text.captures)
     rules = SehFrames(source, text) if isinstance(source, UnwindTable) else EhFrames(frames)
     _shared.update(text=text, frames=rules, scope=scope)
     parts = _run(_plan_task, _ranges(functions, jobs), jobs, tell)

@@ -41,17 +41,20 @@ class Scope:
     """`calls`: which call sites are recorded besides functions: those that lead out of the image or anywhere (imports,
     pointers, virtual functions), or all. `once`: nothing but call sites, and each only the first time. `arguments`: of
     which functions arguments and results are recorded; None: of none.
+    `stacks_at`: globs of the functions at whose entries the call stack is captured.
     """
 
     calls: Calls = ""
     once: bool = False
     arguments: Arguments | None = None
+    stacks_at: tuple[str, ...] = ()
 
     @property
     def suffix(self) -> str:
         """Tells the plans of one image apart by their names."""
         sites = f"-{self.calls}{'-once' * self.once}" if self.calls else ""
-        return sites + (f"-args-{self.arguments.digest}" if self.arguments is not None else "")
+        stacks = f"-stacks-{hashlib.sha256(repr(self.stacks_at).encode()).hexdigest()[:16]}" if self.stacks_at else ""
+        return sites + stacks + (f"-args-{self.arguments.digest}" if self.arguments is not None else "")
 
 
 FUNCTIONS = Scope()

@@ -79,13 +79,18 @@ class RecordOptions:
             raise UsageError(f"{self.keep_last} bytes are too few for a flight recorder: keep at least 4M")
 
     @property
+    def wants_stacks(self) -> bool:
+        """Whether call stacks are captured, from outside of the program's own code."""
+        return bool(self.stacks_at or self.stacks_every_ns or self.stacks_on)
+
+    @property
     def scope(self) -> Scope:
         """What plans are to record. Where only some functions are traced, calls of the others leave what is traced."""
         some = bool(self.functions or self.excludes or self.exclude_files)
         calls: Calls = ("all" if some else "leaving") if self.calls else ""
         wanted = self.args or self.args_of or self.raw_args
         arguments = Arguments(() if self.args else self.args_of, self.raw_args, self.prototypes) if wanted else None
-        return Scope(calls, self.calls == "once", arguments)
+        return Scope(calls, self.calls == "once", arguments, self.stacks_at)
 
 
 def stacks_signal(name: str) -> int:

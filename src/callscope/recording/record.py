@@ -151,7 +151,7 @@ def finish(
     survivors = find_survivors(session.events, attached=left)
     session.finish(status, trim=not survivors)
     journal = summarise_journal(session.directory / JOURNAL_NAME)
-    plans.keep(journal.crashed_regions())
+    plans.keep([image.id_base for image in plans.images()] if options.wants_stacks else journal.crashed_regions())
     return RecordResult(
         options=options,
         trace=session.directory,

@@ -48,8 +48,7 @@ class Session:
         features = records.FEATURE_NO_CLOCK if options.clock == "none" else 0
         features |= records.FEATURE_KEEP_LAST if options.keep_last else 0
         features |= records.FEATURE_CALLS if options.calls else 0
-        wants_stacks = options.stacks_at or options.stacks_every_ns or options.stacks_on
-        features |= records.FEATURE_STACKS if wants_stacks else 0
+        features |= records.FEATURE_STACKS if options.wants_stacks else 0
         features |= records.FEATURE_CALLS_ONCE if options.calls == "once" else 0
         made = False
         try:

@@ -44,7 +44,9 @@ def bundle(trace: Trace, directories: tuple[Path, ...] = ()) -> Bundle:
             for source, name in _debug_files(found, [*directories, target]):
                 _copy(source, target / name, done)
         except OSError as error:
-            raise TraceError(f"cannot copy {found} into {target}: {error.strerror}; make room, or write there") from None
+            raise TraceError(
+                f"cannot copy {found} into {target}: {error.strerror}; make room, or write there"
+            ) from None
     return done
 
 

@@ -94,14 +94,15 @@ class Stacks:
         self._timelines: dict[int, _Timeline] = {}
         self._regions: dict[int, Region | None] = {}
         self._groups: dict[tuple[Place, ...], Group] = {}
-        self._by_raw: dict[tuple[int, int, bytes], Group] = {}
+        self._by_raw: dict[tuple[int, int, int, bytes], Group] = {}
         self._frames: dict[Place, Frame] = {}
 
     def each(self) -> Iterator[tuple[Snapshot, Group]]:
         """Every stack with the group it belongs to, which has counted it."""
         for snapshot in read_snapshots(self._trace):
             timeline = self._timeline(snapshot.process)
-            key = (snapshot.process, timeline.epoch(snapshot.tsc), snapshot.raw)
+            entered = snapshot.tag if snapshot.cause == "entry" else 0
+            key = (snapshot.process, timeline.epoch(snapshot.tsc), entered, snapshot.raw)
             group = self._by_raw.get(key)
             if group is None:
                 group = self._by_raw[key] = self._resolve(snapshot, timeline)
@@ -123,6 +124,10 @@ class Stacks:
     def _resolve(self, snapshot: Snapshot, timeline: _Timeline) -> Group:
         epoch = timeline.epoch(snapshot.tsc)
         places: list[Place] = []
+        if snapshot.cause == "entry" and (entered := self._entered(snapshot)) is not None:
+            owner, rva = entered
+            places.append((owner.path, owner.build_id, rva))
+            self._frames[places[0]] = self._resolver.named(owner, rva, owner.base + rva)
         for address, exact in snapshot.addresses:
             module = timeline.module_at(epoch, address - (not exact))
             if module is not None and Path(module.path).name in _AGENTS:
@@ -142,6 +147,15 @@ class Stacks:
         if key not in self._groups:
             self._groups[key] = Group(key, [self._frames[place] for place in key], snapshot.flags)
         return self._groups[key]
+
+    def _entered(self, snapshot: Snapshot) -> tuple[Module, int] | None:
+        """The function at whose entry the stack was captured: its module, and its address there."""
+        process = self._trace.history.processes.get(snapshot.process)
+        image = next((i for i in self._trace.images if 0 <= snapshot.tag - i.id_base < len(i.functions)), None)
+        if process is None or image is None:
+            return None
+        module = next((m for m in reversed(process.modules) if m.id_base == image.id_base), None)
+        return None if module is None else (module, int(image.functions["rva"][snapshot.tag - image.id_base]))
 
     def _rva(self, module: Module, address: int, exact: bool) -> int:
         """The address in the image that a place, which may be in a trampoline, stands for."""
