@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -45,7 +46,8 @@ BARE = (
 
 @dataclass(frozen=True)
 class Binary:
-    """One library or program: its file name, its sources below native/, and the flags that are its own."""
+    """One library or program: its file name, its sources below native/, and the flags that are its own. `copies`: other
+    names that it acts by."""
 
     name: str
     sources: tuple[str, ...]
@@ -53,6 +55,7 @@ class Binary:
     target: str = GLIBC
     headers: tuple[str, ...] = ()
     initialised_first: bool = False
+    copies: tuple[str, ...] = ()
 
 
 BINARIES = (
@@ -62,6 +65,7 @@ BINARIES = (
         ("-shared", "-fPIC", "-g", *BARE, "-D_GNU_SOURCE", "-Wl,-z,now", "-Wl,--build-id"),
         headers=LINUX_HEADERS,
         initialised_first=True,
+        copies=("libcalltrace.so",),
     ),
     Binary(
         "callscope-agent.dll",
@@ -167,6 +171,9 @@ def compile_all(output: Path, environment: dict[str, str]) -> list[Path]:
             subprocess.run([*command, "-o", str(partial), *sources], check=True, env=environment)
             if binary.initialised_first:
                 mark_initialised_first(partial)
+            for copy in binary.copies:
+                shutil.copyfile(partial, partial.with_name(copy))
+                built.append(partial.with_name(copy).replace(output / copy))
             built.append(partial.replace(output / binary.name))
     return built
 

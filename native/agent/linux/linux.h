@@ -13,6 +13,16 @@ struct cs_launch {
 
 extern struct cs_launch cs_launch;
 
+/* ---- start.c */
+/* The value of an environment variable, or NULL. */
+const char *cs_environment(char **environment, const char *name);
+
+/* ---- dropin.c */
+/* Start a recorder if this is libcalltrace.so: where the session and the recorder's socket are. */
+bool cs_dropin_start(char **environment, const char **directory, const char **recorder);
+/* The process is about to end: have its own recorder write what there is. Async-signal-safe. */
+void cs_dropin_finish(void);
+
 /* ---- request.c */
 /* Ask the recorder about modules one by one; the answers come in the same order. */
 struct cs_asker {
@@ -22,6 +32,8 @@ struct cs_asker {
 bool cs_ask_begin(struct cs_asker *asker, uint32_t module_count);
 bool cs_ask(struct cs_asker *asker, const struct cs_module *module, const char *path);
 bool cs_ask_answer(struct cs_asker *asker, struct cs_reply *reply);
+/* Wait for one more answer, however long it takes. */
+void cs_ask_wait(struct cs_asker *asker);
 void cs_ask_end(struct cs_asker *asker);
 
 /* ---- region.c */
@@ -58,6 +70,9 @@ uint64_t cs_loader_module_ready(void);
 /* Address of the first function of that name that a module behind the agent exports, in the order of the loader's
  * search; or 0. */
 uint64_t cs_loader_next_symbol(const char *name);
+
+/* The path that the agent was loaded by, or NULL. */
+const char *cs_loader_own_path(void);
 
 void cs_loader_changed(void);
 void cs_module_initialised(void);

@@ -310,6 +310,14 @@ void cs_unwind_start(void) {
     cs_system_restore_signals(signals);
 }
 
+const char *cs_loader_own_path(void) {
+    const struct debug_list *list = find_lists();
+    for (const struct link_map *map = list ? list->debug.r_map : NULL; map; map = map->l_next)
+        if (map->l_ld == own_dynamic)
+            return map->l_name;
+    return NULL;
+}
+
 void cs_loader_start(void) {
     uint64_t signals = cs_system_block_signals();
     lists = find_lists();

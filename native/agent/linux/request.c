@@ -13,6 +13,7 @@
 #define CONNECT_SECONDS 5
 /* A recorder that died closes the socket, so a long silence means that it is planning something large. */
 #define ANSWER_SECONDS 60
+#define WRITING_SECONDS 86400
 
 static uint64_t seconds(void) {
     struct timespec now = {0};
@@ -96,6 +97,12 @@ bool cs_ask_answer(struct cs_asker *asker, struct cs_reply *reply) {
     reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] =
         reply->unwind[sizeof reply->unwind - 1] = 0;
     return true;
+}
+
+void cs_ask_wait(struct cs_asker *asker) {
+    uint8_t done;
+    if (asker->socket >= 0)
+        transfer(asker->socket, &done, sizeof done, false, WRITING_SECONDS);
 }
 
 void cs_ask_end(struct cs_asker *asker) {

@@ -8,6 +8,7 @@
 #include "../core/system.h"
 #include "crash.h"
 #include "interpose.h"
+#include "linux.h"
 #include "syscall.h"
 
 #define SIGNALS 65
@@ -106,6 +107,7 @@ void cs_signals_start(void) {
 
 /* Let the signal do what it does by default once the handler is done: the thread then has its registers back. */
 static void die(int signal, const siginfo_t *info) {
+    cs_dropin_finish();
     struct cs_action action = {.handler = (void *)SIG_DFL};
     cs_action_set(signal, &action);
     uint32_t pid = cs_system_pid(), tid = cs_system_tid();
@@ -234,6 +236,7 @@ CS_INTERPOSE handler_type sigset(int number, handler_type handler) {
 static _Noreturn void leave(int status, uint64_t sp) {
     void (*real)(int) = cs_next(CS_NEXT_EXIT);
     cs_crash_at_exit(sp);
+    cs_dropin_finish();
     if (real)
         real(status);
     for (;;)

@@ -20,7 +20,7 @@
 
 struct cs_launch cs_launch;
 
-static const char *variable(char **environment, const char *name) {
+const char *cs_environment(char **environment, const char *name) {
     for (; *environment; environment++) {
         const char *value = cs_text_after(*environment, name);
         if (value && *value == '=')
@@ -68,7 +68,7 @@ static void forget_environment(char **environment) {
     for (; *environment; environment++) {
         char *list = (char *)cs_text_after(*environment, "LD_PRELOAD=");
         if (list)
-            drop_entries(list, "/libcallscope-agent.so");
+            drop_entries(list, "/libcallscope-agent.so"), drop_entries(list, "/libcalltrace.so");
         if ((list && !*list) || cs_text_after(*environment, "CALLSCOPE_"))
             continue;
         *out++ = *environment;
@@ -199,12 +199,14 @@ __attribute__((constructor)) static void start(int argument_count, char **argume
         environment != arguments + argument_count + 1)
         return;
     read_auxiliary_vector(environment);
-    const char *directory = variable(environment, "CALLSCOPE_SESSION");
-    const char *follow = variable(environment, "CALLSCOPE_FOLLOW");
+    const char *directory = cs_environment(environment, "CALLSCOPE_SESSION");
+    const char *follow = cs_environment(environment, "CALLSCOPE_FOLLOW");
+    cs_launch.recorder = cs_environment(environment, "CALLSCOPE_RECORDER");
+    cs_session.alone = follow && cs_text_equal(follow, "0");
+    if (!directory && cs_dropin_start(environment, &directory, &cs_launch.recorder))
+        cs_session.alone = true;
     if (!directory || directory[0] != '/')
         return;
-    cs_launch.recorder = variable(environment, "CALLSCOPE_RECORDER");
-    cs_session.alone = follow && cs_text_equal(follow, "0");
     begin(directory, argument_count, arguments);
     if (cs_session.alone)
         forget_environment(environment);
@@ -220,5 +222,6 @@ __attribute__((destructor)) static void stop(void) {
         cs_events_settle(cs_self()->block);
     cs_journal_write(CS_JOURNAL_PROCESS_END, cs_tsc(), cs_self()->block->used ? cs_self()->block : NULL, NULL, 0);
     cs_journal_forget(cs_session.process->pid);
+    cs_dropin_finish();
     cs_system_restore_signals(signals);
 }

@@ -33,6 +33,9 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("diff", "diff", "What one trace has otherwise than another, and where they part."),
         Command("export", "export", "A trace in the form that another tool reads."),
     ),
+    "Build with it": (
+        Command("lib-path", "paths", "Where libcalltrace.so is, for LD_PRELOAD."),
+    ),
     "Look at a program": (
         Command("map", "map", "Every call site of a binary, and what traces saw there."),
         Command("plan", "plan", "Functions of a binary, what of them can be traced, what not and why."),

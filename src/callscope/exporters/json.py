@@ -33,8 +33,9 @@ _LAST_CALLS = 10
 _THREADS = "SELECT pid, tid, name, start_ns, end_ns, NULL AS created_by FROM threads ORDER BY start_ns, thread"
 
 
-def lines(database: Database, selection: Selection, pretty: bool = True) -> Iterator[str]:
-    """The object, with line breaks and indentation if it is to be `pretty`.
+def lines(database: Database, selection: Selection, pretty: bool = True, max_depth: int = 0) -> Iterator[str]:
+    """The object, with line breaks and indentation if it is to be `pretty`; without calls nested deeper than
+    `max_depth`, unless that is 0.
 
     Memory grows with the depth of calls, and with functions, call sites and threads, not with calls. Raises TraceError.
     """
@@ -42,12 +43,13 @@ def lines(database: Database, selection: Selection, pretty: bool = True) -> Iter
         trace = open_trace(database.trace)
     except TraceError:
         trace = None  # only its calls table is there
-    yield from _Writer(database, trace, pretty).write(selection)
+    yield from _Writer(database, trace, pretty, max_depth).write(selection)
 
 
 class _Writer:
-    def __init__(self, database: Database, trace: Trace | None, pretty: bool) -> None:
+    def __init__(self, database: Database, trace: Trace | None, pretty: bool, max_depth: int) -> None:
         self._database, self._trace, self._pretty = database, trace, pretty
+        self._max_depth = max_depth
         self._nodes = 0
         self._bases = {
             (row["process"], row["path"]): row["base"]
@@ -182,6 +184,8 @@ class _Writer:
         for call in found:
             while ends and ends[-1] < call.call_id:
                 yield from close()
+            if self._max_depth and len(ends) - several >= self._max_depth:
+                continue
             if held is not None:
                 yield held + ","
                 held = None

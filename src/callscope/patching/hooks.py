@@ -10,8 +10,11 @@ tells what is known already, and readers see that.
 
 from __future__ import annotations
 
+import mmap
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from iced_x86 import Instruction, Mnemonic, OpKind, Register, RegisterExt
@@ -20,6 +23,8 @@ from callscope.binary import disassembly as dis
 from callscope.binary.elf import Image as ElfImage
 from callscope.binary.image import Image
 from callscope.binary.imports import exported_functions, import_names
+from callscope.binary.open import open_image
+from callscope.errors import CallscopeError
 from callscope.patching.text import Text
 
 ENTER, EXIT = "__cyg_profile_func_enter", "__cyg_profile_func_exit"
@@ -153,3 +158,15 @@ def _value(code: list[Instruction], position: int, register: int, words: dict[in
             return words.get(load.ip_rel_memory_address) if load.is_ip_rel_memory_operand else None
         return int(load.immediate(1)) - base
     return None
+
+
+@lru_cache(maxsize=1024)
+def is_instrumented(path: str) -> bool:
+    """Whether the file at `path` was built to call the hooks; False when it cannot be read."""
+    try:
+        with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(ENTER.encode()) < 0:
+                return False
+        return calls_hooks(open_image(path))
+    except (OSError, ValueError, CallscopeError):
+        return False

@@ -23,7 +23,7 @@ from callscope.binary.open import open_image, read_build_id
 from callscope.binary.pe import PeImage
 from callscope.binary.symbols import open_symbols
 from callscope.errors import CallscopeError, PlanError
-from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME
+from callscope.native import AGENT_NAME, DROPIN_NAME, WINDOWS_AGENT_NAME
 from callscope.patching.cache import PlanFiles, load_or_plan
 from callscope.patching.report import PlanReport
 from callscope.patching.scope import Scope
@@ -302,7 +302,9 @@ def is_untraceable(path: str) -> bool:
     """Whether a module is one that is never traced: the loader, which runs before there is an agent; the agent; the
     kernel's code in every process, which is no file."""
     name = PurePath(path).name
-    return not path.startswith("/") or name in (AGENT_NAME, WINDOWS_AGENT_NAME) or name.startswith(_LOADERS)
+    return (
+        not path.startswith("/") or name in (AGENT_NAME, DROPIN_NAME, WINDOWS_AGENT_NAME) or name.startswith(_LOADERS)
+    )
 
 
 def read_functions(path: Path) -> NDArray[np.void]:

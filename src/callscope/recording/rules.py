@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from callscope.errors import UsageError
 from callscope.globs import NameGlob, module_matches
+from callscope.patching.hooks import is_instrumented
 from callscope.recording.options import RecordOptions
 
 MAIN = "main"
@@ -120,7 +121,7 @@ class Rules:
 
     def _module_rule(self, path: str, is_main: bool) -> bool:
         if not self.modules:
-            return is_main
+            return is_main or is_instrumented(path)
         found = [t for t in self.modules if t == ALL or (t == MAIN and is_main) or module_matches(t, path)]
         self._seen_modules.update(found)
         return bool(found)

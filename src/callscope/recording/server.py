@@ -32,8 +32,10 @@ PLAN_SKIP = bytes(records.REPLY.itemsize)
 class Server:
     """Listens while the `with` block runs. Every connection has a thread; none outlives its process."""
 
-    def __init__(self, answer: Callable[[Module], Answer | None]) -> None:
+    def __init__(self, answer: Callable[[Module], Answer | None], finish: Callable[[], None] | None = None) -> None:
+        """`finish` is called when a program asks about no module at all: it is about to end, and waits."""
         self._answer = answer
+        self._finish = finish
         self._directory = private_directory()
         self.path = self._directory / "recorder"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -91,8 +93,10 @@ class Server:
         replier.start()
         with connection:
             with suppress(OSError):
-                while read_request(connection, questions):
-                    pass
+                while (count := read_request(connection, questions)) is not None:
+                    if count == 0 and self._finish is not None:
+                        self._finish()
+                        connection.sendall(b"\1")
             questions.put(None)
             replier.join()
         with self._lock:
@@ -104,22 +108,24 @@ class Server:
                 connection.sendall(encode_reply(self._answer(module)))
 
 
-def read_request(connection: socket.socket, questions: SimpleQueue[Module | None]) -> bool:
-    """Queue the modules of one request; False when there is none, or it is nonsense and the connection should end."""
+def read_request(connection: socket.socket, questions: SimpleQueue[Module | None]) -> int | None:
+    """Queue the modules of one request, and say how many; None when there is no request, or it is nonsense and the
+    connection should end.
+    """
     data = receive(connection, records.REQUEST.itemsize)
     if data is None:
-        return False
+        return None
     request = np.frombuffer(data, records.REQUEST)[0]
     count = int(request["module_count"])
     known = request["magic"] == records.REQUEST_MAGIC and request["version"] == records.TRACE_VERSION
     if not known or count > MOST_MODULES:
-        return False
+        return None
     for _ in range(count):
         data = receive(connection, records.REQUEST_MODULE.itemsize)
         if data is None:
-            return False
+            return None
         questions.put(decode_module(np.frombuffer(data, records.REQUEST_MODULE)[0], int(request["pid"])))
-    return True
+    return count
 
 
 def private_directory() -> Path:

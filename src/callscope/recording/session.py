@@ -122,7 +122,7 @@ class Session:
             json.dump(self.state, file, indent=1, default=str)
         partial.replace(self.directory / SESSION_NAME)
 
-    def finish(self, exit_status: int, trim: bool) -> None:
+    def finish(self, exit_status: int | None, trim: bool) -> None:
         """Write the end. `trim`: no program has the files mapped, so the unused rest of both can go."""
         end = asdict(clock_pair())
 
