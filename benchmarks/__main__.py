@@ -17,6 +17,7 @@ from benchmarks.harness import Table, machine
 from benchmarks.planning import planning, start
 from benchmarks.programs import programs
 from benchmarks.reading import reading
+from benchmarks.stacks import sampling, stacks
 
 TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "calls": calls,
@@ -27,6 +28,8 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "planning": planning,
     "start": start,
     "reading": reading,
+    "stacks": stacks,
+    "sampling": sampling,
 }
 
 

@@ -171,6 +171,7 @@ static enum outcome through_signal(struct cs_walk *walk, struct state *state) {
         state->now.at[i] = word_at(words + 8ull * context_order[i]);
     state->now.rip = word_at(words + 8 * CONTEXT_RIP);
     state->exact = true;
+    walk->out[walk->count - 1] |= CS_STACK_EXACT; /* no call leads back to where handlers return to */
     return STEPPED;
 }
 

@@ -75,7 +75,7 @@ bool cs_stack_leave(ucontext_t *context, struct cs_frame **frame);
 
 /* ---- hooks.S */
 void cs_signal_entry(int signal, siginfo_t *info, void *context);
-void cs_signal_return(void);
+void cs_signal_return(void) __asm__("__restore_rt"); /* the name by which gdb knows what handlers return to */
 void cs_thread_main(void);
 
 #endif

@@ -49,15 +49,15 @@
     end_function cs_signal_entry
 
     /* Where handlers return to. Unwinders and debuggers know these nine bytes. */
-    .hidden cs_signal_return
+    .hidden __restore_rt
     .p2align 4
     nop
-    .globl cs_signal_return
-    .type cs_signal_return, @function
-cs_signal_return:
+    .globl __restore_rt
+    .type __restore_rt, @function
+__restore_rt:
     .byte 0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0 /* mov rax, SYS_rt_sigreturn */
     syscall
-    .size cs_signal_return, . - cs_signal_return
+    .size __restore_rt, . - __restore_rt
 
     /* int pthread_create(thread, attributes, start, argument) */
     function pthread_create
