@@ -169,6 +169,8 @@ static uint64_t read_word(const uint8_t *place, uint32_t length, bool whole) {
     return word;
 }
 
+/* Eight bytes at once: should a thread run here after all, it sees the old instruction or the new one, not a mixture.
+ */
 static void write_word(uint8_t *place, uint64_t word, uint32_t length, bool whole) {
     if (whole)
         *(uint64_t *)place = word;
@@ -178,14 +180,21 @@ static void write_word(uint8_t *place, uint64_t word, uint32_t length, bool whol
 }
 
 void cs_plan_revert(const struct cs_plan *plan, uint8_t *image, int64_t shift) {
-    for (uint32_t i = 0; i < plan->header->patch_count; i++) {
+    const struct cs_plan_header *header = plan->header;
+    for (uint32_t i = 0, text = 0; i < header->patch_count; i++) {
         const struct cs_patch *patch = &plan->patches[i];
-        uint8_t new[8];
-        __builtin_memcpy(new, patch->new, sizeof new);
+        uint32_t length = patch->length;
+        while ((uint64_t)patch->rva + length > (uint64_t)plan->texts[text].rva + plan->texts[text].bytes)
+            text++;
+        bool whole = (uint64_t)patch->rva + 8 <= (uint64_t)plan->texts[text].rva + plan->texts[text].bytes;
+        uint8_t *place = image + patch->rva;
+        uint64_t mask = low_bytes(length), old, new, now = read_word(place, length, whole);
+        __builtin_memcpy(&new, patch->new, sizeof new);
+        __builtin_memcpy(&old, patch->old, sizeof old);
         if (patch->rel_offset != CS_PATCH_NO_REL)
-            add_to_displacement(new + patch->rel_offset, shift);
-        if (!memcmp(image + patch->rva, new, patch->length))
-            memcpy(image + patch->rva, patch->old, patch->length);
+            add_to_displacement((uint8_t *)&new + patch->rel_offset, shift);
+        if (!((now ^ new) & mask))
+            write_word(place, (now & ~mask) | (old & mask), length, whole);
     }
 }
 

@@ -186,6 +186,13 @@
     ret
     end_routine cs_off
 
+    /* The same where the trampoline stores arguments afterwards. */
+    routine cs_off_words
+    body
+    lea rcx, [rip + nowhere]
+    ret
+    end_routine cs_off_words
+
     .p2align 12 /* no other code shares the pages that bind_routines makes writable for a moment */
     bound cs_routines_text_end
 

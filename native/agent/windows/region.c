@@ -10,6 +10,7 @@
 #define EXECUTABLE (PAGE_EXECUTE | PAGE_EXECUTE_READ | PAGE_EXECUTE_READWRITE | PAGE_EXECUTE_WRITECOPY)
 
 void cs_off(void);
+void cs_off_words(void);
 
 static uint8_t *memory_at(uint64_t address, uint64_t bytes) {
     void *base = (void *)address;
@@ -192,12 +193,18 @@ void cs_region_release(struct cs_module *module) {
     module->region = NULL;
 }
 
+/* What a trampoline calls in place of a slot's routine. */
+static uint64_t off_routine(uint32_t slot) {
+    bool stores = slot == CS_STUB_ENTRY_WORDS || slot == CS_STUB_ENTRY_WORDS_RED_ZONE;
+    return (uint64_t)(stores ? cs_off_words : cs_off);
+}
+
 static void turn_off(uint8_t *region) {
     ULONG old;
     if (!protect(region, CS_PLAN_PAGE, PAGE_EXECUTE_READWRITE, &old))
         return;
     for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++)
-        __atomic_store_n((uint64_t *)(region + CS_STUB_POINTERS) + slot, (uint64_t)cs_off, __ATOMIC_RELEASE);
+        __atomic_store_n((uint64_t *)(region + CS_STUB_POINTERS) + slot, off_routine(slot), __ATOMIC_RELEASE);
     protect(region, CS_PLAN_PAGE, old, &old);
 }
 
