@@ -116,7 +116,7 @@ def _compare(done: Comparison, theirs: list[dict[str, Any]], one: Any, group: An
         if len(done.examples) < 5:
             both = [
                 [(hex(f["pc"]), f["name"]) for f in theirs],
-                [(hex(a), f.function) for a, f in zip(ours, group.frames)],
+                [(hex(a), f.function) for a, f in zip(ours, group.frames, strict=False)],
             ]
             done.examples.append(str(both))
         return

@@ -30,6 +30,7 @@ struct cs_block {
     char name[16];
     uint32_t timer;                 /* what the system calls the timer of its captures, + 1; 0: none */
     uint64_t stack_low, stack_high; /* part of its stack that is known to be readable */
+    void *last_stack;               /* struct cs_remembered, to be freed with the block */
 } __attribute__((aligned(128)));
 
 /* The only thread-local data. */

@@ -2,6 +2,7 @@
  * the unused rest is given back. Until it is done, the room reads as a record that holds nothing. */
 #include "agent.h"
 #include "memory.h"
+#include "system.h"
 #include "unwind.h"
 
 #define MOST_BYTES (sizeof(struct cs_stack_event) + 8ull * CS_STACK_DEEPEST)
@@ -61,8 +62,15 @@ static bool record(const struct cs_registers *registers, bool exact, uint64_t ta
     if (block->used) {
         walk.low = block->stack_low;
         walk.high = block->stack_high;
+        if (!block->last_stack)
+            block->last_stack = cs_system_memory(sizeof *walk.last);
+        walk.last = block->last_stack;
+        if (walk.last && walk.last->busy++)
+            walk.last = NULL; /* a signal has come in the midst of another walk */
     }
     cs_walk_stack(&walk, registers, exact);
+    if (block->used && block->last_stack)
+        ((struct cs_remembered *)block->last_stack)->busy--;
     if (walk.flags & CS_STACK_LIMITED && room < MOST_BYTES)
         return false;
     if (block->used) {

@@ -70,6 +70,8 @@ static void bury(struct cs_block *block) {
     cs_events_release_sink(block);
     cs_depth_free(block->lanes);
     cs_sampling_end(block);
+    if (block->last_stack)
+        cs_system_release(block->last_stack, sizeof(struct cs_remembered));
     memset(block, 0, sizeof *block);
 }
 

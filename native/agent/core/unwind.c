@@ -105,17 +105,63 @@ static uint64_t word_at(uint64_t address) {
     return *(const uint64_t *)address;
 }
 
+/* Whether the remembered frames from number `at` outwards are still what a walk would find. */
+static bool still_there(const struct cs_remembered *last, uint32_t at) {
+    uint64_t changed = 0;
+    for (uint32_t i = 0; i < at; i++) {
+        const struct cs_walked *frame = &last->frames[i];
+        changed |= word_at(frame->sp - 8) ^ frame->rip;
+        changed |= word_at(frame->saved ? frame->saved : frame->sp - 8) ^ (frame->saved ? frame->bp : frame->rip);
+    }
+    return !changed;
+}
+
+/* Remember the walk that ended well: `walked` frames of its own, then the first `kept` of the last one. */
+static void remember(struct cs_walk *walk, uint64_t generation, uint32_t walked, uint32_t kept, uint64_t sp) {
+    struct cs_remembered *last = walk->last;
+    last->count = 0;
+    if (walk->flags || walked > CS_REMEMBERED || sp - walk->low >= walk->high - walk->low)
+        return;
+    for (uint32_t i = 0; i < walked && kept < CS_REMEMBERED; i++)
+        last->frames[kept++] = last->inner[walked - 1 - i];
+    last->low = walk->low;
+    last->high = walk->high;
+    last->generation = generation;
+    last->count = kept;
+}
+
 /* False: a rule needs more than rsp and rbp. */
 static bool walk_fast(struct cs_walk *walk, const struct cs_registers *registers, bool exact) {
     uint64_t rip = registers->rip, sp = registers->at[CS_RSP], bp = registers->at[CS_RBP];
     uint64_t generation = cs_unwind_generation(), place = exact ? rip : rip - 1;
-    uint64_t *out = walk->out, *end = walk->out + walk->limit;
+    uint64_t *out = walk->out, *end = walk->out + walk->limit, saved = 0;
+    struct cs_remembered *last = walk->last;
+    uint32_t walked = 0, candidate = 0;
+    if (last && last->generation == generation && last->low >= walk->low && last->high <= walk->high)
+        candidate = last->count;
     *out++ = exact ? rip | CS_STACK_EXACT : rip;
     for (;; place = rip - 1) {
+        while (candidate && last->frames[candidate - 1].sp < sp)
+            candidate--;
+        if (candidate) {
+            const struct cs_walked *frame = &last->frames[candidate - 1];
+            if (frame->sp == sp && frame->rip == rip && frame->bp == bp && candidate <= (uint64_t)(end - out) &&
+                still_there(last, candidate - 1)) {
+                while (--candidate)
+                    *out++ = last->frames[candidate - 1].rip;
+                candidate = (uint32_t)(frame - last->frames) + 1;
+                break;
+            }
+        }
+        if (last && walked < CS_REMEMBERED)
+            last->inner[walked] = (struct cs_walked){rip, sp, bp, saved};
+        walked++;
+        saved = 0;
         uint32_t rule = packed_rule(place, generation);
         if (__builtin_expect((rule & 3) != KIND_OFFSET, 0)) {
             if ((rule & 3) == KIND_OTHER)
                 return false;
+            candidate = 0;
             break;
         }
         uint64_t frame = (rule & FROM_RBP ? bp : sp) + 8ull * (rule >> OFFSET_SHIFT & FIELD);
@@ -129,12 +175,15 @@ static bool walk_fast(struct cs_walk *walk, const struct cs_registers *registers
                 walk->flags |= CS_STACK_BROKEN;
                 break;
             }
-            bp = word_at(frame - 8ull * depth);
+            saved = frame - 8ull * depth;
+            bp = word_at(saved);
         }
         rip = word_at(frame - 8);
         sp = frame;
-        if (!rip)
+        if (!rip) {
+            candidate = 0;
             break;
+        }
         if (__builtin_expect(out == end, 0)) {
             walk->flags |= CS_STACK_LIMITED;
             break;
@@ -142,6 +191,8 @@ static bool walk_fast(struct cs_walk *walk, const struct cs_registers *registers
         *out++ = rip;
     }
     walk->count = (uint32_t)(out - walk->out);
+    if (last)
+        remember(walk, generation, walked, candidate, registers->at[CS_RSP]);
     return true;
 }
 

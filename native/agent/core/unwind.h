@@ -28,11 +28,25 @@ bool cs_unwind_open(struct cs_unwind_table *table, const uint8_t *file, uint64_t
 bool cs_unwind_add(const struct cs_unwind_table *table, uint64_t base, uint64_t span, uint64_t region);
 void cs_unwind_remove(uint64_t base, uint64_t region);
 
+/* The last stack of a thread, the outermost frame first: most of the next one is the same, and to see that the memory
+ * it was found in has not changed takes no look-up. */
+#define CS_REMEMBERED 120u
+struct cs_remembered {
+    uint64_t generation; /* of the tables */
+    uint64_t low, high;  /* where it lies */
+    uint32_t count, busy;
+    struct cs_walked {
+        uint64_t rip, sp, bp;
+        uint64_t saved; /* where bp was found when this frame was; 0: it did not change */
+    } frames[CS_REMEMBERED], inner[CS_REMEMBERED];
+};
+
 /* A walk: where the addresses go, and what came of it (STACK_*). */
 struct cs_walk {
     uint64_t *out;
     uint32_t limit, count, flags;
     uint64_t low, high; /* memory known to be readable around the stack pointer */
+    struct cs_remembered *last;
 };
 /* The callers of the place that `registers` describe, itself included. `exact`: rip is an instruction's address, else
  * where a call returns to. */
