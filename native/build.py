@@ -156,7 +156,18 @@ def build(output: Path) -> list[Path]:
     """
     output.mkdir(parents=True, exist_ok=True)
     with compiler_environment() as environment:
-        return compile_all(output, environment)
+        return [*compile_all(output, environment), *copy_package(output)]
+
+
+def copy_package(output: Path) -> list[Path]:
+    """What programs that are built with callscope need: the C header, and the files of CMake and pkg-config."""
+    wanted = {NATIVE / "include/callscope.h": output / "include/callscope.h"}
+    package = NATIVE / "package"
+    wanted |= {path: output / path.relative_to(package) for path in package.rglob("*.*") if path.is_file()}
+    for source, target in wanted.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    return list(wanted.values())
 
 
 def compile_all(output: Path, environment: dict[str, str]) -> list[Path]:

@@ -38,7 +38,9 @@ struct cs_thread {
     struct cs_block *block; /* never NULL: cs_no_block before the first event */
     void *lanes;            /* depth filter: survives fork, because the calls that are open do */
     uint32_t muted;         /* the agent itself calls code that may be traced */
+    uint32_t paused;        /* the program wants nothing recorded here */
     struct cs_block *kept;  /* the block to go back to afterwards */
+    struct cs_block *left;  /* the same after a pause */
 };
 
 /* Facts about this process; zeroed in a child. */
@@ -136,6 +138,9 @@ void cs_new_epoch(uint32_t *slot, uint32_t bytes, uint32_t epoch);
 /* Stop and resume recording of the calling thread, around calls out of the agent. */
 void cs_mute(void);
 void cs_unmute(void);
+/* The same for the program itself. Modules and markers are followed meanwhile. */
+void cs_pause(void);
+void cs_resume(void);
 
 /* ---- journal.c */
 struct cs_part {
@@ -191,6 +196,7 @@ enum cs_hooks { CS_HOOKS_OFF, CS_HOOKS_DIRECT, CS_HOOKS_ASK };
 extern uint32_t cs_hooks __attribute__((visibility("hidden")));
 /* A module whose calls of hooks tell something is traced from now on. */
 void cs_hooks_start(void);
+void cs_hooks_stop(void);
 /* From a hook: `function` was inlined where the hook's call returns to. `type` is EXTENDED_INLINE_*. */
 void cs_hook(uint64_t function, uint64_t sp, uint64_t return_address, uint32_t type);
 

@@ -8,6 +8,10 @@ void cs_hooks_start(void) {
     cs_hooks = asks ? CS_HOOKS_ASK : CS_HOOKS_DIRECT;
 }
 
+void cs_hooks_stop(void) {
+    cs_hooks = CS_HOOKS_OFF;
+}
+
 void cs_hook(uint64_t function, uint64_t sp, uint64_t return_address, uint32_t type) {
     if (cs_session.max_depth && !cs_depth_inside(sp))
         return;

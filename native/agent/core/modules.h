@@ -31,6 +31,7 @@ struct cs_module {
     uint64_t region_bytes;
     uint64_t frames; /* offset of unwind tables in the region */
     uint64_t frames_bytes;
+    bool hooked; /* it tells of inlined calls */
     bool frames_registered;
     uint64_t frames_object[16]; /* the unwinder's own record of them */
     struct cs_debug_entry debug;

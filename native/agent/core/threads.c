@@ -39,6 +39,20 @@ void cs_unmute(void) {
         cs_self()->block = cs_self()->kept;
 }
 
+void cs_pause(void) {
+    struct cs_thread *self = cs_self();
+    if (self->paused++)
+        return;
+    self->left = self->block;
+    discard_events(false);
+}
+
+void cs_resume(void) {
+    struct cs_thread *self = cs_self();
+    if (self->paused && !--self->paused)
+        self->block = self->left;
+}
+
 void cs_process_enter(uint32_t cause, uint32_t parent) {
     struct cs_process *process = cs_session.process;
     uint32_t state = 0;
@@ -117,6 +131,8 @@ struct cs_block *cs_thread_block(void) {
     struct cs_thread *self = cs_self();
     if (self->muted)
         return NULL;
+    if (self->paused)
+        return self->left->used ? self->left : NULL;
     if (self->block->used)
         return self->block;
     if (cs_process_ignored())
@@ -160,9 +176,9 @@ static void follow_name(struct cs_block *block) {
 
 void cs_refill(uint64_t sp) {
     uint64_t signals = cs_system_block_signals();
-    struct cs_block *block = cs_thread_block();
+    struct cs_block *block = cs_self()->paused ? NULL : cs_thread_block();
     if (!block) {
-        bool wanted = !cs_self()->muted && !cs_process_ignored();
+        bool wanted = !cs_self()->muted && !cs_self()->paused && !cs_process_ignored();
         if (wanted)
             __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
         discard_events(wanted);

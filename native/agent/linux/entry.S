@@ -120,6 +120,17 @@ nowhere:
     routine_set
     capture_routines
 
+    /* What trampolines call while recording is stopped. */
+    routine cs_off
+    ret
+    end_routine cs_off
+
+    /* The same where the trampoline stores words next. */
+    routine cs_off_words
+    lea rcx, [rip + cs_off_room]
+    ret
+    end_routine cs_off_words
+
     /* void \name(void *function, void *call_site): what code built with -finstrument-functions calls. They record only
      * for modules with a plan that says so; the first argument and where the hook was called tell all. */
     .set HOOK_TIME, 8

@@ -141,6 +141,42 @@ static const char *write_patches(const struct cs_plan *plan, const struct cs_ima
     return reason;
 }
 
+/* While recording is stopped; `cs_off_room` takes the words that nobody reads. */
+extern void cs_off(void) __attribute__((visibility("hidden")));
+extern void cs_off_words(void) __attribute__((visibility("hidden")));
+uint8_t cs_off_room[CS_CAPTURE_LONGEST] __attribute__((visibility("hidden"), aligned(8)));
+static bool stopped;
+
+static void write_stubs(uint8_t *region, uint32_t id_base) {
+    uint64_t off[CS_STUB_COUNT];
+    for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++) {
+        bool words = slot == CS_STUB_ENTRY_WORDS || slot == CS_STUB_ENTRY_WORDS_RED_ZONE;
+        off[slot] = (uint64_t)(words ? cs_off_words : cs_off);
+    }
+    cs_plan_write_stubs(region, id_base, stopped ? off : cs_plan_routines(0));
+}
+
+void cs_regions_switch(bool off) {
+    if (off == stopped)
+        return;
+    stopped = off;
+    bool hooked = false;
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        const struct cs_module *module = &cs_modules[i];
+        if (!module->handle || !module->region)
+            continue;
+        hooked |= module->hooked;
+        /* Other threads are about to execute it. */
+        cs_call3(SYS_mprotect, (long)module->region, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
+        write_stubs(module->region, module->id_base);
+        cs_call3(SYS_mprotect, (long)module->region, PAGE, PROT_READ | PROT_EXEC);
+    }
+    if (off)
+        cs_hooks_stop();
+    else if (hooked)
+        cs_hooks_start();
+}
+
 static const char *apply(struct cs_module *module, const struct cs_image *image, const struct cs_plan *plan,
                          const struct cs_reply *reply, const struct mapping *file) {
     const struct cs_plan_header *header = plan->header;
@@ -149,7 +185,7 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
         return "no room for its trampolines within 2 GB";
     int64_t shift = (int64_t)((uint64_t)region - image->base) - header->delta;
     struct cs_plan_outcome outcome;
-    cs_plan_write_stubs(region, reply->id_base, cs_plan_routines(0));
+    write_stubs(region, reply->id_base);
     const char *reason = NULL;
     if (!cs_plan_number_captures(plan, region, reply->id_base))
         reason = "damaged plan";
@@ -162,7 +198,8 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
         return reason;
     }
     module->flags |= CS_MODULE_TRACED;
-    if (header->features & CS_PLAN_HOOKS)
+    module->hooked = header->features & CS_PLAN_HOOKS;
+    if (module->hooked && !stopped)
         cs_hooks_start();
     module->id_base = reply->id_base;
     module->function_count = header->function_count;

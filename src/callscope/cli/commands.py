@@ -35,9 +35,12 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
     ),
     "Build with it": (
         Command("lib-path", "paths", "Where libcalltrace.so is, for LD_PRELOAD."),
+        Command("include-path", "paths", "Where callscope.h is, for compilers."),
+        Command("cmake-path", "paths", "Where find_package(callscope) looks."),
     ),
     "Look at a program": (
         Command("map", "map", "Every call site of a binary, and what traces saw there."),
+        Command("check", "check", "How a binary was built, and what flags would show more."),
         Command("plan", "plan", "Functions of a binary, what of them can be traced, what not and why."),
     ),
 }  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from callscope.errors import NativeError
-from callscope.native import DROPIN_NAME, library_path
+from callscope.native import DROPIN_NAME, LIBRARY_DIRECTORY, library_path
 from callscope.patching.cache import cache_directory
 
 RECORDER_NAME = "libcalltrace.recorder"
@@ -22,6 +22,37 @@ def lib_path() -> None:
     CALLTRACE_OUTPUT=trace.json LD_PRELOAD=$(callscope lib-path)/libcalltrace.so ./program
     """
     click.echo(library_directory())
+
+
+@click.command()
+def include_path() -> None:
+    """Print the directory of callscope.h, for the compiler.
+
+    cc -I$(callscope include-path) program.c
+    """
+    click.echo(part("include"))
+
+
+@click.command()
+def cmake_path() -> None:
+    """Print the directory where CMake's find_package(callscope) looks.
+
+    cmake -B build -DCMAKE_PREFIX_PATH=$(callscope cmake-path)
+
+    The files for pkg-config lie beside it:
+
+    PKG_CONFIG_PATH=$(callscope cmake-path)/../pkgconfig pkg-config --cflags callscope
+    """
+    library_directory()  # what CMake tells of must work
+    click.echo(part("cmake"))
+
+
+def part(name: str) -> Path:
+    """A directory of the installation. Raises NativeError."""
+    path = LIBRARY_DIRECTORY / name
+    if not path.is_dir():
+        raise NativeError(f"{name} is missing from {LIBRARY_DIRECTORY}: reinstall callscope")
+    return path
 
 
 def library_directory() -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from callscope.exporters.walk import names, steps, threads
 from callscope.reports.database import Database
+from callscope.reports.markers import markers
 from callscope.reports.selection import Selection, command_line
 
 
@@ -33,6 +34,10 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
         if shown is not None:
             name += f', "args": {{"{"arguments" if is_entry else "result"}": {json.dumps(shown, ensure_ascii=False)}}}'
         yield f'{{"ph": "{"B" if is_entry else "E"}", {places[call.thread]}, "ts": {when}{name}}},'
+    for marker in markers(database):
+        if marker["time_ns"] is not None:
+            event = {"ph": "i", "s": "t", "name": marker["text"], "pid": marker["pid"], "tid": marker["tid"]}
+            yield json.dumps(event | {"ts": marker["time_ns"] / 1000}, ensure_ascii=False) + ","
     yield _metadata("exporter", 0, 0, "callscope").rstrip(",") + "]}"
 
 

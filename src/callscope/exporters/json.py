@@ -14,15 +14,14 @@ from itertools import groupby
 from typing import Any
 
 import callscope
-from callscope import format as records
 from callscope.errors import TraceError
 from callscope.exporters.walk import Call, calls
 from callscope.reports import crash as crashes
 from callscope.reports.database import CAPTURED_JSON, ENDINGS, Database
+from callscope.reports.markers import markers
 from callscope.reports.selection import Selection
 from callscope.reports.threads import threads
 from callscope.trace.open import Trace, open_trace
-from callscope.trace.processes import Note
 
 SCHEMA_VERSION = "1.0.0"
 """of CallTrace, whose JSON this is"""
@@ -105,12 +104,19 @@ class _Writer:
         trace = self._trace
         if trace is None:
             return {}
-        markers = [note for note in trace.notes if note.kind == records.JOURNAL_MARKER]
+        found = [
+            {
+                "time": None if row["time_ns"] is None else self._time(row["time_ns"]),
+                "thread_id": row["tid"],
+                "text": row["text"],
+            }
+            for row in markers(self._database)
+        ]
         chosen = crashes.chosen_crash(trace)
-        found: dict[str, Any] = {"markers": [self._marker(trace, note) for note in markers]} if markers else {}
-        return found | (
-            {"crash": crashes.report(trace, self._database, chosen, _LAST_CALLS)} if chosen is not None else {}
-        )
+        more: dict[str, Any] = {"markers": found} if found else {}
+        if chosen is not None:
+            more["crash"] = crashes.report(trace, self._database, chosen, _LAST_CALLS)
+        return more
 
     def _metadata(self) -> dict[str, Any]:
         session = self._database.session
@@ -133,9 +139,6 @@ class _Writer:
 
     def _duration_ns(self) -> int:
         return int(self._database.meta.get("duration_ns") or 0)
-
-    def _marker(self, trace: Trace, note: Note) -> dict[str, Any]:
-        return {"time": self._time(trace.clock.ns(note.tsc)), "thread_id": note.tid, "text": note.text}
 
     def _thread(self, row: Mapping[str, Any], found: Iterator[Call], comma: str) -> Iterator[str]:
         created = row["created_by"]

@@ -10,10 +10,11 @@ from typing import Any, Final
 from callscope import format as records
 from callscope.errors import TraceError
 from callscope.reports.database import ENDINGS, Database
+from callscope.reports.markers import markers
 from callscope.reports.selection import command_line, label, origin
 from callscope.reports.session import checked
 from callscope.reports.table import Column, fit, header, line, taken, widest
-from callscope.reports.text import BOLD, YELLOW, Style, cut, duration, plural, printable, size
+from callscope.reports.text import BOLD, YELLOW, Style, cut, duration, plural, printable, seconds, size
 from callscope.trace.journal import Crash, read_journal
 
 ENOUGH_CALLS = 100_000
@@ -81,6 +82,7 @@ def info(database: Database, crashes: int = 0) -> dict[str, Any]:
         "processes": _processes(database),
         "modules": _modules(database, session["images"]),
         "rejected": session["rejected"],
+        "markers": markers(database),
         "warnings": meta.get("warnings") or [],
     }
 
@@ -152,12 +154,20 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
     yield from _module_lines(facts["modules"], style)
     for title, lines in (
         ("Not traced", [f"  {entry.get('path')}: {entry.get('reason')}" for entry in facts["rejected"]]),
+        (
+            "Markers",
+            [f"  {_marker_time(marker)}{marker['tid']}  {printable(marker['text'])}" for marker in facts["markers"]],
+        ),
         ("Remarks", [f"  {warning}" for warning in facts["warnings"]]),
     ):
         if lines:
             yield ""
             yield style.paint(title, BOLD)
             yield from _limited(lines)
+
+
+def _marker_time(marker: Mapping[str, Any]) -> str:
+    return "" if marker["time_ns"] is None else f"{seconds(marker['time_ns'])}  "
 
 
 def disk_size(path: Path) -> int:

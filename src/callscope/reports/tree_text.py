@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from callscope.globs import without_parameters
 from callscope.reports.database import Database
+from callscope.reports.markers import before_calls
 from callscope.reports.selection import command_line, label, main_module, origin
 from callscope.reports.text import BOLD, DIM, YELLOW, Style, cut, duration, duration_colour, plural, printable, shorten
 
@@ -101,6 +102,7 @@ class TreeWriter:
     def __post_init__(self) -> None:
         database = self.database
         self._clock = database.has_clock
+        self._markers = before_calls(database)
         self._threads = {row["thread"]: row for row in database.rows("FROM threads")}
         self._processes = {row["process"]: row for row in database.rows("FROM processes")}
         self._functions = {row["function_id"]: row for row in database.rows("FROM functions")}
@@ -124,7 +126,7 @@ class TreeWriter:
                     if self.shape.depth and self._level + 1 >= self.shape.depth:
                         continue
                     yield self._open(waiting.row)
-                elif self.shape.fold and alike(waiting, row):
+                elif self.shape.fold and alike(waiting, row) and not self._is_marked(row.thread, row.call_id):
                     waiting.times += 1
                     waiting.total_ns += row.duration_ns
                     continue
@@ -134,17 +136,31 @@ class TreeWriter:
                 if self.shape.limit and self.shown >= self.shape.limit:
                     self.cut = True
                     break
+            if row.thread != thread:
+                yield from self._marks(thread, None)
             yield from self._close(row.call_id)
             if row.thread != thread:
                 yield from self._heading(row.thread, first=thread is None)
                 thread = row.thread
             if row.call_id == self.first_calls.get(thread) and row.call_id > before + 1 and self._stack:
                 yield self._prefix(None) + self._indent() + self.style.paint("/* earlier calls left out */", DIM)
+            yield from self._marks(thread, row.call_id)
             yield from self._bridge(row)
             waiting = _Leaf(row, 1, row.duration_ns)
         if waiting is not None:
             yield self._leaf(waiting)
+        yield from self._marks(thread, None)
         yield from self._close(None)
+
+    def _is_marked(self, thread: int | None, call_id: int | None) -> bool:
+        """Whether markers of the thread came before a call began, or, without one, after all of its calls."""
+        left = self._markers.get(thread or 0)
+        return left is not None and len(left) > 0 and (call_id is None or left[0][0] <= call_id)
+
+    def _marks(self, thread: int | None, call_id: int | None) -> Iterator[str]:
+        while self._is_marked(thread, call_id):
+            text = printable(self._markers[thread or 0].pop(0)[1])
+            yield f"{self._prefix(None)}{self._indent()}{self.style.paint(f'/* marker: {text} */', YELLOW)}"
 
     def _open(self, row: Row) -> str:
         """A call with calls inside."""

@@ -91,6 +91,7 @@ class Note:
     kind: int
     tsc: int
     process: int
+    thread: int
     tid: int
     code: int
     text: str
@@ -131,7 +132,9 @@ def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: 
         elif record.kind in _OF_THREADS and record.thread and process:
             _note_thread(history, process, record)
         elif isinstance(record, Text):
-            history.notes.append(Note(record.kind, record.tsc, number, record.tid, record.code, record.text))
+            history.notes.append(
+                Note(record.kind, record.tsc, number, record.thread, record.tid, record.code, record.text)
+            )
     warnings += [
         f"process {number} loaded more than {MOST_MODULES} modules: the rest is not followed"
         for number in sorted(crowded)

@@ -1,0 +1,45 @@
+"""callscope.h: a program that uses it runs the same without an agent, and records what it says with one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.builders.compilers import TARGETS, compile_program
+from tests.builders.tracing import callscope, count_calls, run_plain, run_traced
+
+INCLUDE = Path(__file__).resolve().parents[2] / "native/include"
+BUILDS = [
+    ("gcc", ["-O0"]),
+    ("gcc", ["-O2"]),
+    ("gcc", ["-O2", "-no-pie", "-fno-pie"]),
+    ("gcc", ["-O2", "-xc++"]),
+    ("gcc", ["-O2", "-finstrument-functions"]),
+    ("zig", ["-O2"]),
+]
+
+
+@pytest.mark.parametrize(("compiler", "flags"), BUILDS, ids=lambda value: " ".join(value) if value[0] == "-" else "")
+def test_what_a_program_says(compiler: str, flags: list[str], tmp_path: Path, plan_cache: Path) -> None:
+    program = compile_program([TARGETS / "api.c"], tmp_path / "api", [f"-I{INCLUDE}", "-g", *flags], compiler)
+    plain = run_plain([program])
+    assert (plain.output, plain.errors, plain.status) == ("done\n", "", 0)
+    trace = tmp_path / "api.trace"
+    traced = run_traced([program], trace, plan_cache, recording={"args": True})
+    assert (traced.output, traced.status) == ("done\n", 0), traced.errors
+    names = ("recorded", "stopped", "paused")
+    assert [count_calls(trace, name) for name in names] == [101, 0, 0]
+    threads = json.loads(callscope(["info", trace, "--threads", "--format", "json"], plan_cache).output)
+    assert [thread["name"] for thread in threads] == ["chief"]
+    facts = json.loads(callscope(["info", trace, "--format", "json"], plan_cache).output)
+    assert [marker["text"] for marker in facts["markers"]] == ["half ä done", "while paused"]
+    assert facts["markers"][0]["time_ns"] <= facts["markers"][1]["time_ns"]
+    lines = callscope(["tree", trace, "--limit", "0"], plan_cache).output.splitlines()
+    (at,) = [number for number, line in enumerate(lines) if "marker: half ä done" in line]
+    assert sum("recorded" in line for line in lines[:at]) == 100
+    exported = json.loads(callscope(["export", trace, "--to", "json", "-o", "-"], plan_cache).output)
+    assert [marker["text"] for marker in exported["markers"]] == ["half ä done", "while paused"]
+    timeline = json.loads(callscope(["export", trace, "--to", "chrome", "-o", "-"], plan_cache).output)
+    assert [event["name"] for event in timeline["traceEvents"] if event["ph"] == "i"] == ["half ä done", "while paused"]
