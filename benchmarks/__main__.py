@@ -14,6 +14,7 @@ from benchmarks.calls import calls, windows
 from benchmarks.captures import arguments as capture_arguments
 from benchmarks.captures import sites
 from benchmarks.harness import Table, machine
+from benchmarks.hooks import hooks
 from benchmarks.planning import planning, start
 from benchmarks.programs import programs
 from benchmarks.reading import reading
@@ -24,6 +25,7 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "windows": windows,
     "arguments": capture_arguments,
     "sites": sites,
+    "hooks": hooks,
     "programs": programs,
     "planning": planning,
     "start": start,

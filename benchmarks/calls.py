@@ -28,7 +28,8 @@ def cost(output: str) -> float:
     return float(found[1])
 
 
-def _uftrace(program: Path, directory: Path, *options: str) -> float:
+def uftrace(program: Path, directory: Path, *options: str) -> float:
+    """Nanoseconds a call under uftrace."""
     need("uftrace")
     shutil.rmtree(directory, ignore_errors=True)
     command = ["uftrace", "record", "--no-libcall", "--no-event", "-d", directory, *options, program, str(DEPTH)]
@@ -55,7 +56,7 @@ def calls(directory: Path, rounds: int) -> Table:
         return lambda: cost(record([plain, str(DEPTH), *warm_up], where / "trace", **options)[0])
 
     def mcount() -> float:
-        return _uftrace(build("fib.c", directory / "fib-pg", "-pg"), directory / "uftrace-pg")
+        return uftrace(build("fib.c", directory / "fib-pg", "-pg"), directory / "uftrace-pg")
 
     cases = [
         Case("untraced", lambda: cost(run([plain, str(DEPTH)])[0])),
@@ -66,9 +67,9 @@ def calls(directory: Path, rounds: int) -> Table:
         Case("callscope, trace on this disk", ours()),
         Case("callscope --clock none --keep-last 4M", ours(clock="none", keep_last=4 << 20)),
         Case("callscope --clock none, trace in memory", ours(memory, clock="none")),
-        Case("uftrace -P. (plain build)", lambda: _uftrace(plain, directory / "uftrace", "-P", ".")),
+        Case("uftrace -P. (plain build)", lambda: uftrace(plain, directory / "uftrace", "-P", ".")),
         Case("uftrace (-pg)", mcount),
-        Case("uftrace (-finstrument-functions)", lambda: _uftrace(instrumented, directory / "uftrace-i")),
+        Case("uftrace (-finstrument-functions)", lambda: uftrace(instrumented, directory / "uftrace-i")),
         Case("valgrind --tool=callgrind", lambda: _callgrind(plain, directory)),
     ]
     try:

@@ -16,10 +16,23 @@
 #define TICK __asm__ volatile("") // or half of the calls become a loop
 #endif
 
+#ifdef STOPPED
+#include <callscope.h>
+#endif
+
+#ifdef INLINED
+static inline __attribute__((always_inline)) void inlined(void) {
+    __asm__ volatile("");
+}
+#else
+#define inlined() (void)0
+#endif
+
 static long calls; // counted by arithmetic, not by the function
 
 __attribute__((noinline)) long fib(long n) {
     TICK;
+    inlined();
     long result = n < 2 ? n : fib(n - 1) + fib(n - 2);
     TICK;
     return result;
@@ -41,6 +54,9 @@ __attribute__((no_instrument_function)) static double now(void) {
 __attribute__((no_instrument_function)) int main(int argc, char **argv) {
     long n = argc > 1 ? atol(argv[1]) : 30;
     fib(argc > 2 ? atol(argv[2]) : 20); // caches, page tables, the tracer's first chunk or all of its ring
+#ifdef STOPPED
+    callscope_stop();
+#endif
     double begin = now();
     long result = fib(n);
     double end = now();

@@ -14,7 +14,7 @@ extern "C" {
 
 /* The agent's functions are looked for through the linker's table (GOT), which is the one way that works for weak
  * symbols in every sort of program; elsewhere than in ELF programs for x86-64 there is no agent to be found so. */
-#define CALLSCOPE_INLINE static inline __attribute__((unused, no_instrument_function)) void
+#define CALLSCOPE_INLINE static inline __attribute__((always_inline, unused, no_instrument_function)) void
 #if defined(__x86_64__) && defined(__ELF__)
 #define CALLSCOPE_FUNCTION(name, parameters, arguments)                                                                \
     CALLSCOPE_INLINE callscope_do_##name parameters {                                                                  \
@@ -50,12 +50,12 @@ CALLSCOPE_FUNCTION(capture, (uint64_t tag), (tag))
 #define callscope_capture(tag) callscope_do_capture(tag)
 
 /* CALLSCOPE_OFF; : nothing of the calling thread is recorded up to the end of the block, however it is left. */
-static inline __attribute__((unused, no_instrument_function)) int callscope_off_begin(void) {
+static inline __attribute__((always_inline, unused, no_instrument_function)) int callscope_off_begin(void) {
     callscope_pause();
     return 0;
 }
 
-static inline __attribute__((unused, no_instrument_function)) void callscope_off_end(const int *off) {
+static inline __attribute__((always_inline, unused, no_instrument_function)) void callscope_off_end(const int *off) {
     (void)off;
     callscope_resume();
 }

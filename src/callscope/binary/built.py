@@ -29,11 +29,11 @@ _SAMPLE = 2000
 
 @dataclass(frozen=True)
 class Build:
-    """instrumented: it calls the hooks of -finstrument-functions; own_hooks: and has them itself. profiled: the
-    function that -pg or -mfentry calls, "" for none. patchable: -fpatchable-function-entry. debug: "file", "separate" (in
-    debug_file) or "". stripped: no symbol table. frame_pointers: the share of functions that begin with one, 0 to 1.
-    branch_tracking, shadow_stack: marked for them (CET). format: "elf" or "pe"; kind: "exec", "pie", "shared",
-    "static", or "library" and "program" of Windows.
+    """instrumented: it calls the hooks of -finstrument-functions; own_hooks: and has them itself. profiled: what -pg or
+    -mfentry calls, "" for none. patchable: -fpatchable-function-entry. debug: "file", "separate" (in debug_file) or "".
+    stripped: no symbol table. frame_pointers: the share of functions that begin with one, 0 to 1. branch_tracking,
+    shadow_stack: marked for them (CET). format: "elf" or "pe"; kind: "exec", "pie", "shared", "static", or "library"
+    and "program" of Windows.
     """
 
     path: Path
