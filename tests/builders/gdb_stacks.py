@@ -1,6 +1,7 @@
 """Compares captured stacks with gdb's back-traces of the same moments.
 
-gdb runs the program, recorded, and stops where the agent is about to walk a stack; what it sees there must be in the trace.
+gdb runs the program, recorded, and stops where the agent is about to walk a stack; what it sees there must be in the
+trace.
 """
 
 from __future__ import annotations

@@ -41,6 +41,11 @@ struct cs_module {
 extern struct cs_module cs_modules[CS_MODULE_LIMIT];
 extern uint32_t cs_module_count;
 
+/* ---- unwind_files.c */
+/* Map the unwind table `path`, unless it is there already, and let it tell of the module. */
+void cs_unwind_module(struct cs_module *module, const char *path);
+
+/* ---- modules.c */
 /* A free slot, cleared; NULL when the table is full. */
 struct cs_module *cs_module_add(void);
 /* The slot of a loaded module, or NULL. */

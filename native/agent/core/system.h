@@ -34,6 +34,10 @@ size_t cs_system_peek(void *to, uint64_t address, size_t bytes);
 /* Whether the 8 bytes at `address`, a multiple of 8, can be read. */
 bool cs_system_readable(uint64_t address);
 
+/* Map a whole file to be read; NULL when that fails. */
+uint8_t *cs_system_view(const char *path, uint64_t *bytes);
+void cs_system_unview(uint8_t *view, uint64_t bytes);
+
 /* Private zeroed memory, or NULL. */
 void *cs_system_memory(size_t bytes);
 void cs_system_release(void *memory, size_t bytes);

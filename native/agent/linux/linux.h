@@ -55,10 +55,6 @@ void cs_frames_look_at(const struct cs_module *module, bool ready);
 /* A module goes. */
 void cs_frames_forget(const struct cs_module *module);
 
-/* ---- unwind.c */
-/* Map the unwind table `path`, unless it is there already, and let it tell of the module. */
-void cs_unwind_module(struct cs_module *module, const char *path);
-
 /* ---- sampling.c */
 void cs_sampling_start(void);
 

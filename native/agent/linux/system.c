@@ -76,6 +76,20 @@ bool cs_system_readable(uint64_t address) {
     return cs_call4(SYS_rt_sigprocmask, 0x7fffffff, (long)address, 0, sizeof(uint64_t)) == -EINVAL;
 }
 
+uint8_t *cs_system_view(const char *path, uint64_t *bytes) {
+    int descriptor = cs_open(path, O_RDONLY);
+    if (descriptor < 0)
+        return NULL;
+    *bytes = cs_file_bytes(descriptor);
+    uint8_t *data = *bytes ? cs_map(0, *bytes, PROT_READ, MAP_PRIVATE, descriptor, 0) : NULL;
+    cs_close(descriptor);
+    return data;
+}
+
+void cs_system_unview(uint8_t *view, uint64_t bytes) {
+    cs_unmap(view, bytes);
+}
+
 void *cs_system_memory(size_t bytes) {
     return cs_map(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }

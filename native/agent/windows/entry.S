@@ -213,3 +213,31 @@ nowhere:
     .space 1024
 stacks_busy:
     .space STACKS
+
+    .text
+    /* void callscope_capture(uint64_t tag): makes a struct cs_called. */
+    routine callscope_capture
+    keep r15
+    keep r14
+    keep r13
+    keep r12
+    keep rbp
+    keep rbx
+    mov rdx, rcx
+    mov rcx, rsp
+    sub rsp, 40
+    .seh_stackalloc 40
+    body
+    call cs_captured
+    add rsp, 40
+    restore rbx
+    restore rbp
+    restore r12
+    restore r13
+    restore r14
+    restore r15
+    ret
+    end_routine callscope_capture
+
+    .section .drectve, "yn"
+    .ascii " -export:callscope_capture"

@@ -170,6 +170,15 @@ void cs_file_unview(const uint8_t *view) {
         NtUnmapViewOfSection(CS_SELF, (void *)view);
 }
 
+uint8_t *cs_system_view(const char *path, uint64_t *bytes) {
+    return cs_file_view(path, bytes);
+}
+
+void cs_system_unview(uint8_t *view, uint64_t bytes) {
+    (void)bytes;
+    cs_file_unview(view);
+}
+
 void cs_text_of(const UNICODE_STRING *text, char *out, uint64_t bytes) {
     uint64_t at = 0;
     for (uint32_t i = 0; i < text->Length / sizeof(WCHAR) && at + 5 < bytes; i++) {

@@ -2,6 +2,7 @@
  * its lock held, before a module's initialisation and after its last code has run. */
 #include "../core/memory.h"
 #include "../core/system.h"
+#include "../core/unwind.h"
 #include "windows_agent.h"
 
 extern IMAGE_DOS_HEADER __ImageBase;
@@ -20,6 +21,7 @@ static uint32_t newcomer_count;
 static void settle(struct newcomer *newcomer, bool answered) {
     static struct cs_reply reply;
     const char *reason = NULL;
+    reply.unwind[0] = 0;
     if (answered && newcomer->asked) {
         if (!cs_ask_answer(&reply))
             cs_note(CS_NOTE_NO_RECORDER, "the recorder does not answer: modules are not traced");
@@ -27,6 +29,7 @@ static void settle(struct newcomer *newcomer, bool answered) {
             reason = cs_region_apply(newcomer->module, &newcomer->image, &reply);
         else if (reply.status == CS_REPLY_UNPACK)
             reason = cs_unpack_wait(newcomer->module, &newcomer->image, newcomer->path, reply.plan);
+        cs_unwind_module(newcomer->module, reply.unwind);
     }
     if (reason)
         cs_note_module(CS_NOTE_NO_PLAN, reason, newcomer->path);
@@ -72,7 +75,7 @@ static void enter(uint8_t *base, uint64_t span, const UNICODE_STRING *path, uint
     module->handle = base;
     module->bias = module->base = (uint64_t)base;
     module->span = span;
-    module->flags = flags;
+    module->flags = flags | (cs_unwind_ready ? CS_MODULE_UNWIND : 0);
     read_image(newcomer);
     module->span = newcomer->image.span;
 }
@@ -96,7 +99,50 @@ static void leave(const uint8_t *base) {
         return;
     cs_module_journal_unload(module, cs_tsc());
     cs_region_release(module);
+    cs_unwind_remove(module->base, 0);
     module->handle = NULL;
+}
+
+/* Ask for the unwind tables of the modules that were added to the question. */
+static void ask_tables(struct cs_module **modules, uint32_t count) {
+    static struct cs_reply reply;
+    if (count && cs_ask_send())
+        for (uint32_t i = 0; i < count && cs_ask_answer(&reply); i++)
+            cs_unwind_module(modules[i], reply.unwind);
+    cs_ask_end();
+}
+
+void cs_unwind_start(void) {
+    static struct cs_module *asked[CS_ASK_LIMIT];
+    static char path[CS_PATH_BYTES];
+    ULONG_PTR cookie = 0;
+    uint32_t count = 0;
+    const struct cs_loader_data *data = (const struct cs_loader_data *)NtCurrentTeb()->ProcessEnvironmentBlock->Ldr;
+    LdrLockLoaderLock(0, NULL, &cookie);
+    cs_mute();
+    cs_lock(&cs_session.process->module_lock);
+    bool open = !cs_unwind_ready && cs_ask_begin();
+    for (const LIST_ENTRY *entry = data->modules.Flink; open && entry != &data->modules; entry = entry->Flink) {
+        const struct cs_loaded *loaded = (const struct cs_loaded *)entry;
+        struct cs_module *module = cs_module_find(loaded->base, (uint64_t)loaded->base);
+        if (!module)
+            continue;
+        module->flags |= CS_MODULE_UNWIND;
+        cs_path_of(&loaded->path, path, sizeof path);
+        if (cs_ask_add(module, path))
+            asked[count++] = module;
+        if (count == CS_ASK_LIMIT) {
+            ask_tables(asked, count);
+            count = 0;
+            open = cs_ask_begin();
+        }
+    }
+    if (open)
+        ask_tables(asked, count);
+    cs_unwind_ready = true;
+    cs_unlock(&cs_session.process->module_lock);
+    cs_unmute();
+    LdrUnlockLoaderLock(0, cookie);
 }
 
 static VOID CALLBACK notified(ULONG reason, const struct cs_loader_notice *notice, void *context) {

@@ -81,7 +81,8 @@ bool cs_ask_answer(struct cs_reply *reply) {
     if (!answer || NtReadFile(answer, NULL, NULL, NULL, &status, reply, sizeof *reply, NULL, NULL) ||
         status.Information != sizeof *reply)
         return false;
-    reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] = 0;
+    reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] =
+        reply->unwind[sizeof reply->unwind - 1] = 0;
     return true;
 }
 

@@ -1,10 +1,6 @@
 /* No stacks are captured from outside on Windows. */
 #include "../core/unwind.h"
 
-bool cs_unwind_ready;
-
-void cs_unwind_start(void) {}
-
 void cs_sampling_begin(struct cs_block *block) {
     (void)block;
 }

@@ -1,6 +1,7 @@
 /* The start and the end of the agent in a process. */
 #include "../core/memory.h"
 #include "../core/system.h"
+#include "../core/unwind.h"
 #include "windows_agent.h"
 
 #define THREAD_LIMIT 8191u /* at a time */
@@ -146,6 +147,7 @@ __declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
     describe_program();
     cs_session.namespace_id = 1; /* process ids are the system's */
     cs_process_enter(CS_CAUSE_LAUNCH, cs_journal_find(cs_system_parent_pid(), 0));
+    cs_unwind_ready = cs_session.features & CS_FEATURE_STACKS;
     cs_loader_start();
     cs_crash_watch();
     cs_start_options.flags &= ~CS_START_ATTACHED; /* what is loaded later does not run yet */

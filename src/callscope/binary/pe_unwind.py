@@ -20,7 +20,9 @@ from callscope.binary.cfi import (
     FDE,
     FRAME_COLD,
     FRAME_DAMAGED,
+    RETURN_ADDRESS,
     ROW,
+    SAVED_SAME,
     SAVED_UNKNOWN,
     FrameTable,
     LandingPads,
@@ -39,6 +41,9 @@ _MOST_SCOPES = 4096
 _OMIT, _ULEB = 0xFF, 0x01
 _TYPE_ENCODINGS = frozenset({0x00, 0x03, 0x0B, 0x1B, 0x9B, _OMIT})
 _RBP = 5
+_CALLEE_SAVED = (3, 5, 12, 13, 14, 15)
+"""rbx, rbp, r12 to r15"""
+_UNKNOWN = (CFA_UNKNOWN, 255, 0, *(SAVED_SAME,) * len(_CALLEE_SAVED))
 # x64 register numbers (as instructions encode them) -> DWARF's (System V ABI for x86-64, figure 3.36)
 _DWARF = (0, 2, 1, 3, 7, 6, 4, 5, 8, 9, 10, 11, 12, 13, 14, 15)
 
@@ -159,7 +164,7 @@ class UnwindTable:
         """
         entries: list[tuple[int, int, int]] = []
         first_rows: list[int] = []
-        rows: list[tuple[int, int, int, int]] = []
+        rows: list[tuple[int, ...]] = []
         owner = -1
         for fragment in self.fragments:
             changes = self._rows(fragment)
@@ -170,7 +175,7 @@ class UnwindTable:
                 entries[-1] = (entries[-1][0], fragment.end, entries[-1][2])
             else:
                 owner = fragment.primary
-                cold = fragment.primary != fragment.begin or changes[0][1:] != (CFA_RSP, 7, 8)
+                cold = fragment.primary != fragment.begin or changes[0][1:4] != (CFA_RSP, 7, 8)
                 entries.append((begin, fragment.end, FRAME_COLD if cold else 0))
                 first_rows.append(len(rows))
                 changes[0] = (begin, *changes[0][1:])
@@ -178,7 +183,7 @@ class UnwindTable:
         whole = len(entries)
         entries += [(begin, end, FRAME_DAMAGED) for begin, end in self.damaged]
         first_rows += range(len(rows), len(rows) + len(self.damaged))
-        rows += [(begin, CFA_UNKNOWN, 255, 0) for begin, _ in self.damaged]
+        rows += [(begin, *_UNKNOWN) for begin, _ in self.damaged]
         return _table(entries, first_rows, rows, whole)
 
     def _padding(self, fragment: Fragment) -> int:
@@ -188,8 +193,8 @@ class UnwindTable:
             size += 1
         return size
 
-    def _rows(self, fragment: Fragment) -> list[tuple[int, int, int, int]]:
-        """(rva, CFA_*, DWARF register, offset) where the frame changes in a fragment; the first at its begin."""
+    def _rows(self, fragment: Fragment) -> list[tuple[int, ...]]:
+        """(rva, and what `_State.row` says) where the frame changes in a fragment; the first at its begin."""
         info = fragment.info
         state = copy(self._before(info.chained))
         rows = {fragment.begin: state.row()}
@@ -214,6 +219,7 @@ class _State:
         self.depth = 8
         self.frame: tuple[int, int] | None = None
         self.known = True
+        self.saved: tuple[int, ...] = (SAVED_SAME,) * len(_CALLEE_SAVED)
 
     def apply(self, code: UnwindCode, frame: int) -> None:
         self.depth += code.size
@@ -221,18 +227,24 @@ class _State:
             self.frame = (frame & 15, self.depth - (frame >> 4) * 16)
         elif code.operation == MACHINE_FRAME:
             self.known = False
+        elif code.operation in (PUSH, SAVE, SAVE_FAR) and code.info in _CALLEE_SAVED:
+            operand = int.from_bytes(code.raw[2:], "little") * (8 if code.operation == SAVE else 1)
+            saved = list(self.saved)
+            saved[_CALLEE_SAVED.index(code.info)] = (0 if code.operation == PUSH else operand) - self.depth
+            self.saved = tuple(saved)
 
-    def row(self) -> tuple[int, int, int]:
+    def row(self) -> tuple[int, ...]:
+        """CFA_*, DWARF register, offset, and where the registers of _CALLEE_SAVED are, from the frame address."""
         if not self.known:
-            return CFA_UNKNOWN, 255, 0
+            return CFA_UNKNOWN, 255, 0, *self.saved
         if self.frame is None:
-            return CFA_RSP, 7, self.depth
+            return CFA_RSP, 7, self.depth, *self.saved
         register, offset = self.frame
-        return (CFA_RBP if register == _RBP else CFA_REGISTER), _DWARF[register], offset
+        return (CFA_RBP if register == _RBP else CFA_REGISTER), _DWARF[register], offset, *self.saved
 
 
 def _table(
-    entries: list[tuple[int, int, int]], first_rows: list[int], rows: list[tuple[int, int, int, int]], whole: int
+    entries: list[tuple[int, int, int]], first_rows: list[int], rows: list[tuple[int, ...]], whole: int
 ) -> FrameTable:
     fdes = np.zeros(len(entries), FDE)
     columns = np.array(entries, np.int64).reshape(-1, 3)
@@ -240,10 +252,11 @@ def _table(
     fdes["first_row"] = first_rows
     fdes["row_count"] = np.diff(np.append(first_rows, len(rows)))
     table = np.zeros(len(rows), ROW)
-    values = np.array(rows, np.int64).reshape(-1, 4)
+    values = np.array(rows, np.int64).reshape(-1, 4 + len(_CALLEE_SAVED))
     for index, name in enumerate(("rva", "cfa_kind", "cfa_register", "cfa_offset")):
         table[name] = values[:, index]
-    table["saved"] = SAVED_UNKNOWN
+    table["saved"][:, :RETURN_ADDRESS] = values[:, 4:]
+    table["saved"][:, RETURN_ADDRESS] = SAVED_UNKNOWN
     if whole == len(entries):
         return FrameTable(fdes, table)
     # Rows go with their entries.

@@ -1,9 +1,9 @@
 /* Unwind tables in memory: each file is mapped once and stays, for a walk may be under way when its module goes. */
-#include "../core/unwind.h"
+#include "unwind.h"
 
-#include "../core/memory.h"
-#include "linux.h"
-#include "syscall.h"
+#include "memory.h"
+#include "modules.h"
+#include "system.h"
 
 #define FILES 8192u
 
@@ -23,16 +23,12 @@ static uint64_t hash(const char *text) {
 }
 
 static bool map_table(struct cs_unwind_table *table, const char *path, const struct cs_module *module) {
-    int descriptor = cs_open(path, O_RDONLY);
-    if (descriptor < 0)
-        return false;
-    uint64_t bytes = cs_file_bytes(descriptor);
-    uint8_t *data = bytes ? cs_map(0, bytes, PROT_READ, MAP_PRIVATE, descriptor, 0) : NULL;
-    cs_close(descriptor);
+    uint64_t bytes = 0;
+    uint8_t *data = cs_system_view(path, &bytes);
     if (data && cs_unwind_open(table, data, bytes, module->span, module->build_id, module->build_id_bytes))
         return true;
     if (data)
-        cs_unmap(data, bytes);
+        cs_system_unview(data, bytes);
     return false;
 }
 

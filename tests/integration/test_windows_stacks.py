@@ -1,0 +1,59 @@
+"""Call stacks of Windows programs: which library, function and line, across loads and unloads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from callscope.reports.stacks import Stacks, ends
+from callscope.trace.open import open_trace
+from tests.builders.compilers import compile_program
+from tests.builders.tracing import ROOT
+from tests.builders.windows import TARGETS, Windows, lacking
+
+pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
+HOST = ROOT / "examples/host-and-viewer"
+BASE = "-Wl,--image-base,0x310000000"
+
+
+def build_libraries(directory: Path) -> None:
+    for name in ("foo", "bar"):
+        flags = ["-O2", "-g", "-shared", BASE]
+        compile_program([HOST / f"{name}.c"], directory / f"lib{name}.dll", flags, "mingw")
+
+
+def test_libraries_at_the_same_address_are_told_apart(
+    windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_libraries(tmp_path)
+    program = compile_program([HOST / "host.c"], tmp_path / "host.exe", ["-O2", "-g"], "mingw")
+    monkeypatch.chdir(tmp_path)
+    outcome = windows.traced(tmp_path / "host.trace", program)
+    assert outcome.status == 0, outcome.errors
+    first, second, third = (line.split()[-1] for line in outcome.output.splitlines())
+    assert first == second != third
+    found = {}
+    for one, group in Stacks(open_trace(tmp_path / "host.trace")).each():
+        assert ends(group) is None
+        found[one.tag] = [(frame.module, Path(frame.file or "").name, frame.line) for frame in group.frames[:3]]
+        assert [frame.function for frame in group.frames][-4:-2] == ["__tmainCRTStartup", "mainCRTStartup"]
+    assert found[1] == found[3] == [("libfoo.dll", "foo.c", line) for line in (15, 20, 25)]
+    assert found[2] == [("libbar.dll", "bar.c", line) for line in (15, 20, 25)]
+
+
+def test_threads_that_load_and_unload(windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_libraries(tmp_path)
+    source = TARGETS / "windows_captures.c"
+    program = compile_program([source], tmp_path / "captures.exe", ["-O2", "-g", f"-I{HOST}"], "mingw")
+    monkeypatch.chdir(tmp_path)
+    outcome = windows.traced(tmp_path / "captures.trace", program, "25")
+    assert outcome.status == 0, outcome.errors
+    counts: Counter[str] = Counter()
+    for one, group in Stacks(open_trace(tmp_path / "captures.trace")).each():
+        name = {1: None, 1000: "libfoo.dll", 1001: "libbar.dll"}[one.tag]
+        modules = [frame.module for frame in group.frames]
+        assert modules[:4] == ([name] * 3 + ["captures.exe"] if name else ["captures.exe"] * 2 + modules[2:4])
+        counts["library" if name else "steady"] += 1
+    assert counts["library"] == 8 * 25 and counts["steady"] > 0
