@@ -1,4 +1,4 @@
-"""The cost of one call of an instrumented build (-finstrument-functions), enter and exit; and of one that is not traced."""
+"""The cost of one call of an instrumented build (-finstrument-functions), enter and exit; traced, and not."""
 
 from __future__ import annotations
 

@@ -58,6 +58,7 @@ static inline __attribute__((always_inline, unused, no_instrument_function)) int
 static inline __attribute__((always_inline, unused, no_instrument_function)) void callscope_off_end(const int *off) {
     (void)off;
     callscope_resume();
+    __asm__ volatile(""); /* or the function would leave by a jump to it, and its end be missed */
 }
 
 #define CALLSCOPE_OFF int callscope_off __attribute__((cleanup(callscope_off_end), unused)) = callscope_off_begin()

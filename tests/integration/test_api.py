@@ -39,6 +39,7 @@ def test_what_a_program_says(compiler: str, flags: list[str], tmp_path: Path, pl
     lines = callscope(["tree", trace, "--limit", "0"], plan_cache).output.splitlines()
     (at,) = [number for number, line in enumerate(lines) if "marker: half ä done" in line]
     assert sum("recorded" in line for line in lines[:at]) == 100
+    assert not any("unwound" in line for line in lines)
     exported = json.loads(callscope(["export", trace, "--to", "json", "-o", "-"], plan_cache).output)
     assert [marker["text"] for marker in exported["markers"]] == ["half ä done", "while paused"]
     timeline = json.loads(callscope(["export", trace, "--to", "chrome", "-o", "-"], plan_cache).output)
