@@ -77,8 +77,11 @@ static int call(DWORD id, const char *function, const struct cs_start *start, co
 }
 
 int cs_attach(const struct cs_start *start, const WCHAR *which) {
+    static struct cs_start running;
+    running = *start;
+    running.flags |= CS_START_ATTACHED;
     DWORD id = find(which);
-    return id ? call(id, "callscope_start", start, which, "the agent does not start there") : CS_FAILED;
+    return id ? call(id, "callscope_start", &running, which, "the agent does not start there") : CS_FAILED;
 }
 
 int cs_detach(const WCHAR *which) {
