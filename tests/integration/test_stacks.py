@@ -145,6 +145,24 @@ def test_every_interval(record: Record, tmp_path: Path) -> None:
     assert len(whole) >= 0.95 * len(found)
 
 
+def test_python_captures_itself(record: Record, tmp_path: Path) -> None:
+    script = tmp_path / "own.py"
+    script.write_text("import callscope\nfor tag in range(5): callscope.capture(tag)\n")
+    found = stacks_of(record(sys.executable, script, modules=("none",)))
+    assert [tag for tag, _, _ in found] == list(range(5))
+    assert all(why is None and len(stack) > 5 for _, stack, why in found)
+
+
+def test_on_a_signal(record: Record, tmp_path: Path) -> None:
+    script = "import os, signal, threading\nlock = threading.Event()\n"
+    script += "threads = [threading.Thread(target=lock.wait) for _ in range(3)]\n[t.start() for t in threads]\n"
+    script += "os.kill(os.getpid(), signal.SIGUSR2)\nimport time\ntime.sleep(0.2)\nlock.set()\n"
+    (tmp_path / "signalled.py").write_text(script)
+    trace = open_trace(record("/usr/bin/python3", tmp_path / "signalled.py", modules=("none",), stacks_on="USR2"))
+    found = [one for one, group in Stacks(trace).each() if ends(group) is None]
+    assert len({one.tid for one in found}) == 4 and {one.tag for one in found} == {12}
+
+
 def test_another_machine(
     program: Path, libraries: list[Path], record: Record, plan_cache: Path, tmp_path: Path
 ) -> None:

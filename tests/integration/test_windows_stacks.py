@@ -9,9 +9,9 @@ import pytest
 
 from callscope.reports.stacks import Stacks, ends
 from callscope.trace.open import open_trace
-from tests.builders.compilers import compile_program
+from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.tracing import ROOT
-from tests.builders.windows import TARGETS, Windows, lacking
+from tests.builders.windows import Windows, lacking
 
 pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
 HOST = ROOT / "examples/host-and-viewer"
