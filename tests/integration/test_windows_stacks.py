@@ -10,7 +10,7 @@ import pytest
 from callscope.reports.stacks import Stacks, ends
 from callscope.trace.open import open_trace
 from tests.builders.compilers import TARGETS, compile_program
-from tests.builders.tracing import ROOT
+from tests.builders.tracing import ROOT, callscope
 from tests.builders.windows import Windows, lacking
 
 pytestmark = pytest.mark.skipif(lacking() is not None, reason=str(lacking()))
@@ -57,3 +57,12 @@ def test_threads_that_load_and_unload(windows: Windows, tmp_path: Path, monkeypa
         assert modules[:4] == ([name] * 3 + ["captures.exe"] if name else ["captures.exe"] * 2 + modules[2:4])
         counts["library" if name else "steady"] += 1
     assert counts["library"] == 8 * 25 and counts["steady"] > 0
+
+
+def test_what_windows_programs_cannot_have_is_refused(windows: Windows, tmp_path: Path) -> None:
+    program = compile_program([HOST / "host.c"], tmp_path / "host.exe", ["-O2"], "mingw")
+    for option in ("--stacks-every=10ms", "--stacks-on=USR2"):
+        outcome = callscope(["record", option, "-o", tmp_path / "trace", program], windows.cache)
+        assert (outcome.status, outcome.output) == (2, "")
+        assert "use --stacks-at" in outcome.errors
+        assert outcome.errors.count("\n") == 1

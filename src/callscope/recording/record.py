@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from callscope.errors import ImageError, PlanError, RecordError
+from callscope.errors import ImageError, PlanError, RecordError, UsageError
 from callscope.patching.cache import load_or_plan
 from callscope.patching.scope import Scope
 from callscope.recording.count import EventCounts, count_events
@@ -77,6 +77,8 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
     """
     rules = rules or Rules.of(options)
     target = check_program(options.command)
+    if target.image.is_pe and (options.stacks_every_ns or options.stacks_on):
+        raise UsageError("a Windows program's stacks cannot be captured in intervals or by signals: use --stacks-at")
     wine = find_wine() if target.image.is_pe else None
     plan_ahead(rules, options.scope, target, progress)
     directory = (options.output or default_directory(options.command)).absolute()
