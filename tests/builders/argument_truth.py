@@ -23,7 +23,7 @@ SELECT f.name{CAPTURED_TEXTS} FROM call_rows c JOIN functions f USING (function_
 
 @dataclass
 class Comparison:
-    """calls: compared. values: tokens compared. wrong: calls that differ; `details` has some of them."""
+    """calls: logged. wrong: those that differ; `details` has some of them. missing: logged or traced only."""
 
     calls: int = 0
     wrong: int = 0
@@ -83,7 +83,6 @@ def _rounded(value: Fraction, bits: int) -> Fraction:
     if not value:
         return value
     scale = Fraction(2) ** (bits - 1)
-    power = Fraction(1)
     size = abs(value)
     shift = size.numerator.bit_length() - size.denominator.bit_length()
     power = Fraction(2) ** shift

@@ -108,10 +108,8 @@ def _function(
 
 def _call(name: str, parameters: list[str], result: str, is_cpp: bool, is_method: bool, variadic: bool) -> str:
     given = ", ".join(f"make_{_tag(kind)}()" for kind in parameters) + (", 1, 2.5" if variadic else "")
-    target = f"Holder_{name} holder; holder.{name}" if is_method else name
     use = "" if result == "void" else "keep("
     end = "" if result == "void" else ")"
     if is_method:
         return f"        {{ Holder_{name} holder; holder.field = round; {use}holder.{name}({given}){end}; }}"
-    del target
     return f"        {use}{name}({given}){end};"

@@ -179,14 +179,19 @@ static void write_word(uint8_t *place, uint64_t word, uint32_t length, bool whol
             place[i] = (uint8_t)(word >> 8 * i);
 }
 
+/* Whether the eight bytes from a patch on lie in its text range; `text`: that range, or one before it. */
+static bool has_whole_word(const struct cs_plan *plan, const struct cs_patch *patch, uint32_t *text) {
+    while ((uint64_t)patch->rva + patch->length > (uint64_t)plan->texts[*text].rva + plan->texts[*text].bytes)
+        ++*text;
+    return (uint64_t)patch->rva + 8 <= (uint64_t)plan->texts[*text].rva + plan->texts[*text].bytes;
+}
+
 void cs_plan_revert(const struct cs_plan *plan, uint8_t *image, int64_t shift) {
     const struct cs_plan_header *header = plan->header;
     for (uint32_t i = 0, text = 0; i < header->patch_count; i++) {
         const struct cs_patch *patch = &plan->patches[i];
         uint32_t length = patch->length;
-        while ((uint64_t)patch->rva + length > (uint64_t)plan->texts[text].rva + plan->texts[text].bytes)
-            text++;
-        bool whole = (uint64_t)patch->rva + 8 <= (uint64_t)plan->texts[text].rva + plan->texts[text].bytes;
+        bool whole = has_whole_word(plan, patch, &text);
         uint8_t *place = image + patch->rva;
         uint64_t mask = low_bytes(length), old, new, now = read_word(place, length, whole);
         __builtin_memcpy(&new, patch->new, sizeof new);
@@ -208,9 +213,7 @@ const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t sh
             uint32_t function = patch->function, length = patch->length;
             if (function != CS_PATCH_ALWAYS && !selected(plan, function))
                 continue;
-            while ((uint64_t)patch->rva + length > (uint64_t)plan->texts[text].rva + plan->texts[text].bytes)
-                text++;
-            bool whole = (uint64_t)patch->rva + 8 <= (uint64_t)plan->texts[text].rva + plan->texts[text].bytes;
+            bool whole = has_whole_word(plan, patch, &text);
             uint8_t *place = image + patch->rva;
             uint64_t mask = low_bytes(length), old, new, now = read_word(place, length, whole);
             __builtin_memcpy(&new, patch->new, sizeof new);
