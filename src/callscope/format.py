@@ -36,6 +36,7 @@ EXTENDED_RESULT = 2
 EXTENDED_INLINE_ENTRY = 16
 EXTENDED_INLINE_EXIT = 17
 EXTENDED_STACK = 3
+EXTENDED_STACK_SHARED = 4
 STACK_EXACT = 0x8000000000000000
 STACK_DEEPEST = 512
 STACK_LIMITED = 1
@@ -218,6 +219,19 @@ STACK_EVENT = np.dtype(
         ("tag", "<u8"),
         ("count", "<u4"),
         ("flags", "<u2"),
+        ("cause", "<u2"),
+    ]
+)
+
+# EXTENDED_STACK_SHARED: a whole call stack; its inner addresses follow, the outer ones are the last of those of another record.
+STACK_SHARED_EVENT = np.dtype(
+    [
+        ("type", "<u4"),
+        ("size", "<u4"),
+        ("tsc", "<u8"),
+        ("tag", "<u8"),
+        ("base", "<u4"),
+        ("outer", "<u2"),
         ("cause", "<u2"),
     ]
 )

@@ -31,6 +31,7 @@ struct cs_block {
     uint32_t timer;                 /* what the system calls the timer of its captures, + 1; 0: none */
     uint64_t stack_low, stack_high; /* part of its stack that is known to be readable */
     void *last_stack;               /* struct cs_remembered, to be freed with the block */
+    uint32_t stack_base;            /* where its last whole stack lies in the chunk, in 8 bytes; 0: there is none */
 } __attribute__((aligned(128)));
 
 /* The only thread-local data. */

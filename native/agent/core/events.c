@@ -65,6 +65,7 @@ static void write_header(struct cs_block *block, struct cs_chunk_header *header,
     __atomic_store_n(&header->magic, CS_CHUNK_MAGIC, __ATOMIC_RELEASE);
     block->owner = __atomic_and_fetch(&header->flags, ~CLAIMED, __ATOMIC_RELEASE);
     block->chunk = header;
+    block->stack_base = 0;
     block->epoch = (uint32_t)(now >> 32);
 }
 
@@ -160,6 +161,7 @@ void cs_events_close(struct cs_block *block) {
     uint64_t end = block->cursor < block->limit ? block->cursor : block->limit;
     close_chunk(header, block->owner, end - (uint64_t)header);
     block->chunk = NULL;
+    block->stack_base = 0;
     set_room(block, NULL, (uint8_t *)sizeof(struct cs_short_event));
 }
 

@@ -1,4 +1,5 @@
-/* Call stacks as events: the walk writes into the thread's chunk itself, in room taken for the deepest stack, of which
+/* Call stacks as events. As a rule a stack has most frames in common with the thread's last one, and is recorded as
+ * what is new. Otherwise the walk writes into the thread's chunk itself, in room taken for the deepest stack, of which
  * the unused rest is given back. Until it is done, the room reads as a record that holds nothing. */
 #include "agent.h"
 #include "memory.h"
@@ -8,6 +9,13 @@
 #define MOST_BYTES (sizeof(struct cs_stack_event) + 8ull * CS_STACK_DEEPEST)
 #define LEAST_BYTES (sizeof(struct cs_stack_event) + 8ull * 32)
 #define TRIES 16
+
+struct capture {
+    const struct cs_registers *registers;
+    uint64_t tsc, tag;
+    uint32_t cause;
+    bool exact;
+};
 
 static uint32_t extended(uint64_t bytes) {
     return (uint32_t)(bytes / 8) << 3 | CS_EVENT_EXTENDED;
@@ -20,23 +28,27 @@ static bool move_cursor(struct cs_block *block, uint64_t from, uint64_t to) {
     return done;
 }
 
+static void next_room(struct cs_block *block, uint64_t sp) {
+    uint64_t skip = MOST_BYTES; /* what is left there stays zero: nothing */
+    __asm__ volatile("xadd %0, %1" : "+r"(skip), "+m"(block->cursor) : : "memory", "cc");
+    cs_refill(sp);
+}
+
 /* At least `least` bytes at the thread's cursor; how many, or 0 when there are none to be had. */
 static uint64_t take_room(uint64_t sp, uint64_t least, struct cs_block **owner, struct cs_stack_event **event) {
     for (int i = 0; i < TRIES; i++) {
         struct cs_block *block = cs_self()->block;
         uint64_t at = block->cursor, limit = block->limit;
         uint64_t room = at < block->end && at < limit ? limit - at : 0;
-        if (room >= least) {
-            room = room < MOST_BYTES ? room : MOST_BYTES;
-            *owner = block;
-            *event = (struct cs_stack_event *)at;
-            if (move_cursor(block, at, at + room))
-                return room;
+        if (room < least) {
+            next_room(block, sp);
             continue;
         }
-        uint64_t skip = MOST_BYTES; /* what is left there stays zero: nothing */
-        __asm__ volatile("xadd %0, %1" : "+r"(skip), "+m"(block->cursor) : : "memory", "cc");
-        cs_refill(sp);
+        room = room < MOST_BYTES ? room : MOST_BYTES;
+        *owner = block;
+        *event = (struct cs_stack_event *)at;
+        if (move_cursor(block, at, at + room))
+            return room;
     }
     return 0;
 }
@@ -50,10 +62,10 @@ static void give_back(struct cs_block *block, struct cs_stack_event *event, uint
 }
 
 /* False: the stack is deeper than there was room for. */
-static bool record(const struct cs_registers *registers, bool exact, uint64_t tag, uint32_t cause, uint64_t least) {
+static bool record(const struct capture *capture, uint64_t least) {
     struct cs_block *block;
     struct cs_stack_event *event;
-    uint64_t now = cs_tsc(), room = take_room(registers->at[CS_RSP], least, &block, &event);
+    uint64_t sp = capture->registers->at[CS_RSP], room = take_room(sp, least, &block, &event);
     if (!room)
         return true;
     event->type = 0;
@@ -62,28 +74,20 @@ static bool record(const struct cs_registers *registers, bool exact, uint64_t ta
     if (block->used) {
         walk.low = block->stack_low;
         walk.high = block->stack_high;
-        if (!block->last_stack)
-            block->last_stack = cs_system_memory(sizeof *walk.last);
-        walk.last = block->last_stack;
-        if (walk.last && walk.last->busy++)
-            walk.last = NULL; /* a signal has come in the midst of another walk */
     }
-    cs_walk_stack(&walk, registers, exact);
-    if (block->used && block->last_stack)
-        ((struct cs_remembered *)block->last_stack)->busy--;
+    cs_walk_stack(&walk, capture->registers, capture->exact);
     if (walk.flags & CS_STACK_LIMITED && room < MOST_BYTES)
         return false;
     if (block->used) {
-        uint64_t sp = registers->at[CS_RSP];
         bool known = !(walk.flags & CS_STACK_BROKEN) && sp - walk.low < walk.high - walk.low;
         block->stack_low = known ? walk.low : 0;
         block->stack_high = known ? walk.high : 0;
     }
-    event->tsc = now;
-    event->tag = tag;
+    event->tsc = capture->tsc;
+    event->tag = capture->tag;
     event->count = walk.count;
     event->flags = (uint16_t)walk.flags;
-    event->cause = (uint16_t)cause;
+    event->cause = (uint16_t)capture->cause;
     uint64_t used = sizeof *event + 8ull * walk.count;
     give_back(block, event, room, used);
     event->type = CS_EXTENDED_STACK;
@@ -91,9 +95,106 @@ static bool record(const struct cs_registers *registers, bool exact, uint64_t ta
     return true;
 }
 
+/* ---- With the last stack of the thread */
+
+static void begin_record(void *event, uint64_t bytes) {
+    __atomic_store_n((uint64_t *)event, (uint64_t)extended(bytes) << 32, __ATOMIC_RELEASE);
+}
+
+static void end_record(void *event, uint32_t type) {
+    __atomic_store_n((uint32_t *)event, type, __ATOMIC_RELEASE);
+}
+
+static void write_whole(const struct capture *capture, uint64_t at, uint64_t bytes, const struct cs_remembered *last) {
+    struct cs_stack_event *event = (struct cs_stack_event *)at;
+    uint64_t *out = (uint64_t *)(event + 1);
+    begin_record(event, bytes);
+    event->tsc = capture->tsc;
+    event->tag = capture->tag;
+    event->count = last->count;
+    event->flags = 0;
+    event->cause = (uint16_t)capture->cause;
+    for (uint32_t i = last->count; i;)
+        *out++ = last->frames[--i].rip;
+    end_record(event, CS_EXTENDED_STACK);
+}
+
+static void write_shared(const struct capture *capture, uint64_t at, uint64_t bytes, const struct cs_remembered *last,
+                         uint32_t base) {
+    struct cs_stack_shared_event *event = (struct cs_stack_shared_event *)at;
+    uint64_t *out = (uint64_t *)(event + 1);
+    begin_record(event, bytes);
+    event->tsc = capture->tsc;
+    event->tag = capture->tag;
+    event->base = base;
+    event->outer = (uint16_t)last->common;
+    event->cause = (uint16_t)capture->cause;
+    for (uint32_t i = last->count; i > last->common;)
+        *out++ = last->frames[--i].rip;
+    end_record(event, CS_EXTENDED_STACK_SHARED);
+}
+
+/* Record `last`: what it shares with the chunk's last whole stack as a reference to that. */
+static bool write(const struct capture *capture, struct cs_block *block, struct cs_remembered *last) {
+    for (int i = 0; i < TRIES; i++) {
+        uint64_t at = __atomic_load_n(&block->cursor, __ATOMIC_RELAXED);
+        /* Where the cursor has not moved since, the chunk is still the same. */
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        uint32_t base = block->stack_base;
+        bool shared = base && last->common > last->count / 2;
+        uint64_t bytes = shared ? sizeof(struct cs_stack_shared_event) + 8ull * (last->count - last->common)
+                                : sizeof(struct cs_stack_event) + 8ull * last->count;
+        if (at >= block->end || at + bytes > block->limit) {
+            next_room(block, capture->registers->at[CS_RSP]);
+            if (cs_self()->block != block)
+                return false;
+            continue;
+        }
+        if (!move_cursor(block, at, at + bytes))
+            continue;
+        if (shared) {
+            write_shared(capture, at, bytes, last, base);
+            return true;
+        }
+        struct cs_chunk_header *chunk = block->chunk;
+        write_whole(capture, at, bytes, last);
+        last->common = last->count;
+        if (chunk == block->chunk)
+            block->stack_base = chunk ? (uint32_t)((at - (uint64_t)chunk) / 8) : 0;
+        return true;
+    }
+    return false;
+}
+
+/* False: it has to be walked in the plain way. */
+static bool record_remembered(const struct capture *capture) {
+    struct cs_block *block = cs_self()->block;
+    if (!block->used)
+        return false;
+    struct cs_remembered *last = block->last_stack;
+    if (!last)
+        last = block->last_stack = cs_system_memory(sizeof *last);
+    if (!last || last->busy)
+        return false; /* a signal has come in the midst of another capture */
+    last->busy = 1;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    struct cs_walk walk = {.low = block->stack_low, .high = block->stack_high};
+    bool done = cs_recall(last, &walk, capture->registers, capture->exact);
+    if (done) {
+        block->stack_low = walk.low;
+        block->stack_high = walk.high;
+        last->common = last->common < last->kept ? last->common : last->kept;
+        done = write(capture, block, last);
+    }
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    last->busy = 0;
+    return done;
+}
+
 void cs_snapshot(const struct cs_registers *registers, bool exact, uint64_t tag, uint32_t cause) {
-    if (!record(registers, exact, tag, cause, LEAST_BYTES))
-        record(registers, exact, tag, cause, MOST_BYTES);
+    struct capture capture = {registers, cs_tsc(), tag, cause, exact};
+    if (!record_remembered(&capture) && !record(&capture, LEAST_BYTES))
+        record(&capture, MOST_BYTES);
 }
 
 void cs_captured(const struct cs_called *called, uint64_t tag) {

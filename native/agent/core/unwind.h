@@ -28,29 +28,47 @@ bool cs_unwind_open(struct cs_unwind_table *table, const uint8_t *file, uint64_t
 bool cs_unwind_add(const struct cs_unwind_table *table, uint64_t base, uint64_t span, uint64_t region);
 void cs_unwind_remove(uint64_t base, uint64_t region);
 
-/* The last stack of a thread, the outermost frame first: most of the next one is the same, and to see that the memory
- * it was found in has not changed takes no look-up. */
-#define CS_REMEMBERED 120u
-struct cs_remembered {
-    uint64_t generation; /* of the tables */
-    uint64_t low, high;  /* where it lies */
-    uint32_t count, busy;
-    struct cs_walked {
-        uint64_t rip, sp, bp;
-        uint64_t saved; /* where bp was found when this frame was; 0: it did not change */
-    } frames[CS_REMEMBERED], inner[CS_REMEMBERED];
-};
+/* The rules' way to say where a register is (CS_UNWIND_SAME, CS_UNWIND_LOST). */
+static inline bool cs_is_same(int32_t saved) {
+    return (uint32_t)saved == CS_UNWIND_SAME;
+}
+static inline bool cs_is_lost(int32_t saved) {
+    return (uint32_t)saved == CS_UNWIND_LOST;
+}
 
 /* A walk: where the addresses go, and what came of it (STACK_*). */
 struct cs_walk {
     uint64_t *out;
     uint32_t limit, count, flags;
     uint64_t low, high; /* memory known to be readable around the stack pointer */
-    struct cs_remembered *last;
 };
 /* The callers of the place that `registers` describe, itself included. `exact`: rip is an instruction's address, else
  * where a call returns to. */
 void cs_walk_stack(struct cs_walk *walk, const struct cs_registers *registers, bool exact);
+/* The same with all registers kept and every rule looked up. */
+void cs_walk_slow(struct cs_walk *walk, const struct cs_registers *registers, bool exact);
+
+/* The last stack of a thread, the outermost frame first: most of the next one is the same. A frame that is reached in
+ * the state it had then has the same callers if the words that the walk loaded from there on are the same: that takes
+ * no look-up, and loads that do not wait for each other. */
+struct cs_remembered {
+    uint64_t generation; /* of the tables */
+    uint64_t low, high;  /* where it lies */
+    uint32_t count, busy;
+    uint32_t kept;   /* frames of the last one that the newest began with */
+    uint32_t common; /* frames that are those of the chunk's last whole stack, too */
+    struct cs_walked {
+        uint64_t rip; /* as it is recorded, with CS_STACK_EXACT */
+        uint64_t sp, bp;
+        uint64_t saved; /* where bp was found when this frame was; 0: it did not change */
+        uint64_t words; /* how many words lead from this frame to the outermost one, its own included */
+    } frames[CS_STACK_DEEPEST], inner[CS_STACK_DEEPEST];
+    struct cs_loaded_word {
+        uint64_t address, value;
+    } words[2 * CS_STACK_DEEPEST]; /* of the outermost frame first */
+};
+/* Bring `last` up to date; false when this stack takes another walk, or is not whole. Then `last` is as before. */
+bool cs_recall(struct cs_remembered *last, struct cs_walk *walk, const struct cs_registers *registers, bool exact);
 
 /* ---- snapshot.c */
 /* What callscope_capture keeps of its caller's registers, in the order it lies on the stack. */

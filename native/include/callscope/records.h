@@ -35,6 +35,7 @@
 #define CS_EXTENDED_INLINE_ENTRY 16u
 #define CS_EXTENDED_INLINE_EXIT 17u
 #define CS_EXTENDED_STACK 3u
+#define CS_EXTENDED_STACK_SHARED 4u
 #define CS_STACK_EXACT 0x8000000000000000ull
 #define CS_STACK_DEEPEST 512u
 #define CS_STACK_LIMITED 1u
@@ -214,6 +215,18 @@ struct cs_stack_event {
     uint16_t cause;
 };
 _Static_assert(sizeof(struct cs_stack_event) == 32, "stack_event");
+
+/* EXTENDED_STACK_SHARED: a whole call stack; its inner addresses follow, the outer ones are the last of those of another record. */
+struct cs_stack_shared_event {
+    uint32_t type;
+    uint32_t size; /* as of every EXTENDED event */
+    uint64_t tsc; /* whole time-stamp counter */
+    uint64_t tag;
+    uint32_t base; /* where the EXTENDED_STACK lies that has the outer addresses: earlier in the same chunk, in 8 bytes from the chunk's start */
+    uint16_t outer; /* how many of its addresses, the outermost ones */
+    uint16_t cause;
+};
+_Static_assert(sizeof(struct cs_stack_shared_event) == 32, "stack_shared_event");
 
 /* First bytes of `journal`. */
 struct cs_journal_header {

@@ -64,10 +64,23 @@ def read_snapshots(trace: Trace) -> Iterator[Snapshot]:
 
 def _of_chunk(chunk: np.void, data: NDArray[np.uint8], offsets: NDArray[np.uint64]) -> Iterator[Snapshot]:
     count = _find()(data.ctypes.data, len(data), offsets.ctypes.data, len(offsets))
+    whole: dict[int, int] = {}
     for offset in offsets[: min(count, len(offsets))].tolist():
         event = data[offset : offset + _HEAD].view(records.STACK_EVENT)[0]
         start = offset + _HEAD
-        raw = data[start : start + 8 * int(event["count"])].tobytes()
+        if event["type"] == records.EXTENDED_STACK:
+            flags = int(event["flags"])
+            end = start + 8 * int(event["count"])
+            whole[offset] = end
+            raw = data[start:end].tobytes()
+        else:
+            event = data[offset : offset + _HEAD].view(records.STACK_SHARED_EVENT)[0]
+            base, length = int(event["base"]) * 8 - records.CHUNK_HEADER.itemsize, int(event["outer"]) * 8
+            end = whole.get(base, 0)
+            found = end - length >= base + _HEAD
+            flags = 0 if found else records.STACK_BROKEN
+            raw = data[start : offset + 8 * (int(event["size"]) >> 3)].tobytes()
+            raw += data[end - length : end].tobytes() if found else b""
         if raw:
             yield Snapshot(
                 int(chunk["process"]),
@@ -76,7 +89,7 @@ def _of_chunk(chunk: np.void, data: NDArray[np.uint8], offsets: NDArray[np.uint6
                 int(chunk["tid"]),
                 int(event["tsc"]),
                 int(event["tag"]),
-                int(event["flags"]),
+                flags,
                 CAUSES.get(int(event["cause"]), "unknown"),
                 raw,
             )
