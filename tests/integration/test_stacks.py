@@ -128,6 +128,24 @@ def test_corrupt_stacks_do_no_harm(program: Path, record: Record) -> None:
     assert sum(why is not None for _, _, why in found) > 1000
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_calls_are_captured_as_they_are(record: Record, tmp_path: Path, seed: int) -> None:
+    """What is taken over from a thread's last stack is what a walk would find, also with captures amidst captures."""
+    random = compile_program([TARGETS / "captures_random.c"], tmp_path / "captures_random", ["-O2", "-g"])
+    trace = record(random, "20000", str(seed), modules=("none",))
+    truth = {int(tag): path for tag, path in (line.split() for line in (tmp_path / "output").read_text().splitlines())}
+    ticks = 0
+    for tag, stack, why in stacks_of(trace):
+        own = "".join(name[0] for name in names(stack) if name and name[1:2] == "_" and name[0] in "abcdef")
+        assert why is None
+        if tag == 1 << 40:
+            ticks += 1
+            assert stack[-1][0] == "_start"
+        else:
+            assert own == truth.pop(tag)
+    assert not truth and ticks > 10
+
+
 def test_at_entries(program: Path, record: Record) -> None:
     found = stacks_of(record(program, "deep", "3", stacks_at=("deep",)))
     entries = [names(stack) for _, stack, _ in found[:-1]]

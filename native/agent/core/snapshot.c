@@ -3,7 +3,9 @@
  * the unused rest is given back. Until it is done, the room reads as a record that holds nothing. */
 #include "agent.h"
 #include "memory.h"
+#include "remembered.h"
 #include "system.h"
+#include "tables.h"
 #include "unwind.h"
 
 #define MOST_BYTES (sizeof(struct cs_stack_event) + 8ull * CS_STACK_DEEPEST)
@@ -197,7 +199,35 @@ void cs_snapshot(const struct cs_registers *registers, bool exact, uint64_t tag,
         record(&capture, MOST_BYTES);
 }
 
+/* The whole stack is the last one, and the chunk has it: the most frequent case has a short way. False: it is not so.
+ */
+static bool repeat(const struct cs_called *called, uint64_t tag) {
+    struct cs_block *block = cs_self()->block;
+    struct cs_remembered *last = block->last_stack;
+    uint64_t at = block->cursor, bytes = sizeof(struct cs_stack_shared_event);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    if (!last || last->busy || !block->stack_base || !last->count || last->common != last->count ||
+        last->generation != cs_unwind_generation() || at >= block->end || at + bytes > block->limit)
+        return false;
+    const struct cs_walked *frame = &last->frames[last->count - 1];
+    if (frame->rip != called->back || frame->sp != (uint64_t)(called + 1) ||
+        (frame->needs_bp && frame->bp != called->rbp))
+        return false;
+    struct capture capture = {.tsc = cs_tsc(), .tag = tag, .cause = CS_STACK_CALLED};
+    uint32_t base = block->stack_base;
+    last->busy = 1;
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    bool done = cs_still_there(last, last->count - 1) && move_cursor(block, at, at + bytes);
+    if (done)
+        write_shared(&capture, at, bytes, last, base);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    last->busy = 0;
+    return done;
+}
+
 void cs_captured(const struct cs_called *called, uint64_t tag) {
+    if (repeat(called, tag))
+        return;
     if (!cs_session.events || cs_self()->muted || cs_process_ignored())
         return;
     if (__builtin_expect(!cs_unwind_ready, 0))

@@ -19,11 +19,7 @@ static struct {
     struct range ranges[RANGES];
     uint32_t count;
 } copies[2];
-static uint64_t version; /* its lowest bit: the copy in use */
-
-uint64_t cs_unwind_generation(void) {
-    return __atomic_load_n(&version, __ATOMIC_ACQUIRE);
-}
+uint64_t cs_unwind_version; /* its lowest bit: the copy in use */
 
 static bool rows_are_good(const struct cs_unwind_row *rows, uint32_t count, uint32_t rules) {
     for (uint32_t i = 0; i < count; i++)
@@ -94,7 +90,7 @@ const struct cs_unwind_rule *cs_unwind_find(uint64_t address) {
 
 /* Begin to change the copy that is not in use; its number. */
 static uint32_t begin_change(void) {
-    uint32_t from = version & 1, to = !from;
+    uint32_t from = cs_unwind_version & 1, to = !from;
     copies[to].count = 0;
     memcpy(copies[to].ranges, copies[from].ranges, copies[from].count * sizeof(struct range));
     copies[to].count = copies[from].count;
@@ -102,7 +98,7 @@ static uint32_t begin_change(void) {
 }
 
 static void end_change(void) {
-    __atomic_fetch_add(&version, 1, __ATOMIC_RELEASE);
+    __atomic_fetch_add(&cs_unwind_version, 1, __ATOMIC_RELEASE);
     cs_unwind_forget();
 }
 

@@ -2,6 +2,7 @@
  * found to have ended. Neither fork nor the end of a thread is hooked. */
 #include "agent.h"
 #include "memory.h"
+#include "remembered.h"
 #include "system.h"
 #include "unwind.h"
 

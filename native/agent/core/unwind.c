@@ -1,6 +1,7 @@
 /* One step outwards is a look into a small cache by address and two or three loads. What the cache cannot hold sends
  * the walk to its slow form, which keeps all registers and looks every rule up. */
 #include "reach.h"
+#include "remembered.h"
 #include "tables.h"
 
 /* A word of the cache: address above its low 12 bits (35 bits), generation (2), then a rule in 27 bits: kind (2), frame
@@ -60,6 +61,7 @@ static inline uint32_t packed_rule(uint64_t address, uint64_t generation) {
 struct position {
     uint64_t rip, sp, bp;
     uint64_t saved; /* as in struct cs_walked */
+    bool from_bp;
 };
 
 enum outcome { STEPPED, ENDED, BROKEN, OTHER };
@@ -68,13 +70,14 @@ enum outcome { STEPPED, ENDED, BROKEN, OTHER };
 static inline __attribute__((always_inline)) enum outcome step(struct cs_walk *walk, struct position *now,
                                                                uint64_t place, uint64_t generation) {
     uint32_t rule = packed_rule(place, generation);
+    now->from_bp = rule & FROM_RBP;
+    now->saved = 0;
     if (__builtin_expect((rule & 3) != KIND_OFFSET, 0))
         return (rule & 3) == KIND_OTHER ? OTHER : ENDED;
     uint64_t frame = (rule & FROM_RBP ? now->bp : now->sp) + 8ull * (rule >> OFFSET_SHIFT & FIELD);
     uint64_t depth = rule >> SAVED_SHIFT;
     if (__builtin_expect(frame <= now->sp || !cs_reach(walk, frame - 8), 0))
         return BROKEN;
-    now->saved = 0;
     if (depth) {
         if (__builtin_expect(!cs_reach(walk, frame - 8 * depth), 0))
             return BROKEN;
@@ -88,7 +91,7 @@ static inline __attribute__((always_inline)) enum outcome step(struct cs_walk *w
 
 /* False: a rule needs more than rsp and rbp. */
 static bool walk_fast(struct cs_walk *walk, const struct cs_registers *registers, bool exact) {
-    struct position now = {registers->rip, registers->at[CS_RSP], registers->at[CS_RBP], 0};
+    struct position now = {registers->rip, registers->at[CS_RSP], registers->at[CS_RBP], 0, false};
     uint64_t generation = cs_unwind_generation();
     uint64_t place = exact ? now.rip : now.rip - 1;
     for (;; place = now.rip - 1) {
@@ -121,20 +124,6 @@ void cs_walk_stack(struct cs_walk *walk, const struct cs_registers *registers, b
 
 /* ---- With the last stack of the thread */
 
-/* Whether `count` words are still what they were. */
-static bool unchanged(const struct cs_loaded_word *words, uint64_t count) {
-    uint64_t changed = 0, more = 0, i = 0;
-    for (; i + 4 <= count; i += 4) {
-        changed |= cs_word_at(words[i].address) ^ words[i].value;
-        more |= cs_word_at(words[i + 1].address) ^ words[i + 1].value;
-        changed |= cs_word_at(words[i + 2].address) ^ words[i + 2].value;
-        more |= cs_word_at(words[i + 3].address) ^ words[i + 3].value;
-    }
-    for (; i < count; i++)
-        changed |= cs_word_at(words[i].address) ^ words[i].value;
-    return !(changed | more);
-}
-
 /* The number of frames, the outermost first, that the one at `now` begins: 0 unless it is remembered in this state, and
  * its callers are still there. `*from`: frames further in need not be looked at. */
 static inline uint32_t kept(const struct cs_remembered *last, const struct position *now, uint64_t rip,
@@ -145,26 +134,12 @@ static inline uint32_t kept(const struct cs_remembered *last, const struct posit
     if (!at)
         return 0;
     const struct cs_walked *frame = &last->frames[at - 1];
-    if (frame->sp != now->sp || frame->rip != rip || frame->bp != now->bp)
+    if (frame->sp != now->sp || frame->rip != rip || (frame->needs_bp && frame->bp != now->bp))
         return 0;
-    if (__builtin_expect(unchanged(last->words, at > 1 ? frame[-1].words : 0), 1))
+    if (__builtin_expect(cs_still_there(last, at - 1), 1))
         return at;
-    uint64_t good = 0;
-    while (unchanged(&last->words[good], 1))
-        good++;
-    while (*from > 1 && last->frames[*from - 2].words > good)
-        --*from;
+    *from = cs_first_changed(last) + 1;
     return 0;
-}
-
-/* Put frame number `at` in its place, with the words that lead to it. */
-static void put(struct cs_remembered *last, uint32_t at, const struct cs_walked *frame) {
-    uint64_t words = at ? last->frames[at - 1].words : 0;
-    last->frames[at] = *frame;
-    last->words[words++] = (struct cs_loaded_word){frame->sp - 8, frame->rip};
-    if (frame->saved)
-        last->words[words++] = (struct cs_loaded_word){frame->saved, frame->bp};
-    last->frames[at].words = words;
 }
 
 static struct cs_walked walked(const struct position *now, uint64_t rip) {
@@ -172,7 +147,7 @@ static struct cs_walked walked(const struct position *now, uint64_t rip) {
 }
 
 bool cs_recall(struct cs_remembered *last, struct cs_walk *walk, const struct cs_registers *registers, bool exact) {
-    struct position now = {registers->rip, registers->at[CS_RSP], registers->at[CS_RBP], 0};
+    struct position now = {registers->rip, registers->at[CS_RSP], registers->at[CS_RBP], 0, false};
     uint64_t generation = cs_unwind_generation(), sp = now.sp;
     uint64_t place = exact ? now.rip : now.rip - 1, rip = exact ? now.rip | CS_STACK_EXACT : now.rip;
     uint32_t inner = 0, same = 0, from = last->count;
@@ -187,6 +162,8 @@ bool cs_recall(struct cs_remembered *last, struct cs_walk *walk, const struct cs
             return false;
         last->inner[inner++] = walked(&now, rip);
         enum outcome outcome = step(walk, &now, place, generation);
+        last->inner[inner - 1].from_bp = now.from_bp;
+        last->inner[inner - 1].loads_bp = now.saved;
         if (outcome == ENDED)
             break;
         if (outcome != STEPPED)
@@ -194,14 +171,15 @@ bool cs_recall(struct cs_remembered *last, struct cs_walk *walk, const struct cs
     }
     if (same + inner > CS_STACK_DEEPEST || sp - walk->low >= walk->high - walk->low)
         return false;
-    if (inner && same && last->frames[same - 1].saved != now.saved) {
-        struct cs_walked frame = walked(&now, rip);
-        put(last, same - 1, &frame); /* the same state, reached by another way */
+    if (inner && same && last->frames[same - 1].needs_bp && last->frames[same - 1].saved != now.saved) {
+        struct cs_walked frame = last->frames[same - 1];
+        frame.saved = now.saved;
+        cs_remember(last, same - 1, &frame); /* the same state, reached by another way */
     }
     last->kept = same;
     last->count = same + inner;
     for (uint32_t at = same; inner; at++)
-        put(last, at, &last->inner[--inner]);
+        cs_remember(last, at, &last->inner[--inner]);
     last->low = walk->low;
     last->high = walk->high;
     last->generation = generation;

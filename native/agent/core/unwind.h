@@ -48,25 +48,7 @@ void cs_walk_stack(struct cs_walk *walk, const struct cs_registers *registers, b
 /* The same with all registers kept and every rule looked up. */
 void cs_walk_slow(struct cs_walk *walk, const struct cs_registers *registers, bool exact);
 
-/* The last stack of a thread, the outermost frame first: most of the next one is the same. A frame that is reached in
- * the state it had then has the same callers if the words that the walk loaded from there on are the same: that takes
- * no look-up, and loads that do not wait for each other. */
-struct cs_remembered {
-    uint64_t generation; /* of the tables */
-    uint64_t low, high;  /* where it lies */
-    uint32_t count, busy;
-    uint32_t kept;   /* frames of the last one that the newest began with */
-    uint32_t common; /* frames that are those of the chunk's last whole stack, too */
-    struct cs_walked {
-        uint64_t rip; /* as it is recorded, with CS_STACK_EXACT */
-        uint64_t sp, bp;
-        uint64_t saved; /* where bp was found when this frame was; 0: it did not change */
-        uint64_t words; /* how many words lead from this frame to the outermost one, its own included */
-    } frames[CS_STACK_DEEPEST], inner[CS_STACK_DEEPEST];
-    struct cs_loaded_word {
-        uint64_t address, value;
-    } words[2 * CS_STACK_DEEPEST]; /* of the outermost frame first */
-};
+struct cs_remembered;
 /* Bring `last` up to date; false when this stack takes another walk, or is not whole. Then `last` is as before. */
 bool cs_recall(struct cs_remembered *last, struct cs_walk *walk, const struct cs_registers *registers, bool exact);
 
