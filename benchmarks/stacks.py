@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.harness import Case, MissingError, Table, build, measure, record, run
 
 POINTERS = "walk along frame pointers, nothing recorded"
-CAPTURES = 200_000
+CAPTURES = 2_000_000
 UNTRACED = "python3 untraced"
 SCRIPT = """
 import time
@@ -32,11 +32,17 @@ def stacks(directory: Path, rounds: int) -> Table:
     frameless = build("stack.c", directory / "frameless", "-g", "-fomit-frame-pointer")
 
     def plain(program: Path, method: str) -> Callable[[], float]:
-        return lambda: _cost(run([program, method, CAPTURES // 4])[0])
+        return lambda: _cost(run([program, method, CAPTURES // 20])[0])
+
+    def capture(program: Path, method: str) -> float:
+        options = {"modules": ["none"], "keep_last": 4 << 20}
+        return _cost(record([program, method, CAPTURES], directory / "trace", **options)[0])
 
     def ours(program: Path) -> Callable[[], float]:
-        options = {"modules": ["none"], "keep_last": 4 << 20}
-        return lambda: _cost(record([program, "capture", CAPTURES], directory / "trace", **options)[0])
+        return lambda: capture(program, "capture")
+
+    def varied(program: Path) -> Callable[[], float]:
+        return lambda: capture(program, "varied") - plain(program, "calls")()
 
     def libunwind() -> float:
         try:  # its library has a backtrace() of its own, so that it gets a program of its own
@@ -45,12 +51,14 @@ def stacks(directory: Path, rounds: int) -> Table:
             )
         except MissingError:
             raise MissingError("libunwind is not installed") from None
-        return _cost(run([program, "libunwind", CAPTURES // 4])[0])
+        return _cost(run([program, "libunwind", CAPTURES // 20])[0])
 
     cases = [
         Case(POINTERS, plain(framed, "pointers")),
         Case("callscope_capture", ours(framed)),
         Case("callscope_capture, no frame pointers", ours(frameless)),
+        Case("callscope_capture, ten frames others each time", varied(framed)),
+        Case("the same, no frame pointers", varied(frameless)),
         Case("libunwind unw_backtrace, no frame pointers", libunwind),
         Case("glibc backtrace, no frame pointers", plain(frameless, "backtrace")),
     ]

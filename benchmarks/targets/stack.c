@@ -41,6 +41,24 @@ NOINLINE static void none(void) {
 
 static int method;
 
+// The ten innermost frames are others each time.
+NOINLINE static long inner(int n, long which) {
+    volatile long local[4];
+    local[n & 3] = which;
+    long result = 0;
+    if (!n) {
+        if (method == 6)
+            callscope_capture((uint64_t)which);
+        else
+            none();
+    } else if (which & 1) {
+        result = inner(n - 1, which) + 1;
+    } else {
+        result = inner(n - 1, which) + 2;
+    }
+    return result + local[n & 3];
+}
+
 NOINLINE static double measure(void) {
     struct timespec begin, end;
     clock_gettime(CLOCK_MONOTONIC, &begin);
@@ -63,6 +81,10 @@ NOINLINE static double measure(void) {
             depth = unw_backtrace(found, MOST);
             break;
 #endif
+        case 5:
+        case 6:
+            depth = inner(9, i);
+            break;
         }
     clock_gettime(CLOCK_MONOTONIC, &end);
     return (double)(end.tv_sec - begin.tv_sec) * 1e9 + (double)(end.tv_nsec - begin.tv_nsec);
@@ -78,14 +100,15 @@ NOINLINE static double nest(int n, long a, long b, long c) {
 }
 
 int main(int count, char **arguments) {
-    static const char *const names[] = {"none", "capture", "pointers", "backtrace", "libunwind"};
+    static const char *const names[] = {"none", "capture", "pointers", "backtrace", "libunwind", "calls", "varied"};
     bottom = (char *)__builtin_frame_address(0) + 16;
-    for (method = 0; method < 4 && (count < 2 || strcmp(names[method], arguments[1])); method++)
+    for (method = 0; method < 6 && (count < 2 || strcmp(names[method], arguments[1])); method++)
         ;
+    int outer = method < 5 ? DEPTH - 1 : DEPTH - 11;
     rounds = 1000;
-    nest(DEPTH - 1, count, 2, 3);
+    nest(outer, count, 2, 3);
     rounds = count > 2 ? atol(arguments[2]) : 100000;
-    double ns = nest(DEPTH - 1, count, 2, 3);
+    double ns = nest(outer, count, 2, 3);
     printf("ns_per_call %.2f\nframes %ld\n", ns / (double)rounds, depth);
     return 0;
 }

@@ -132,7 +132,7 @@ def test_corrupt_stacks_do_no_harm(program: Path, record: Record) -> None:
 def test_random_calls_are_captured_as_they_are(record: Record, tmp_path: Path, seed: int) -> None:
     """What is taken over from a thread's last stack is what a walk would find, also with captures amidst captures."""
     random = compile_program([TARGETS / "captures_random.c"], tmp_path / "captures_random", ["-O2", "-g"])
-    trace = record(random, "20000", str(seed), modules=("none",))
+    trace = record(random, "8000", str(seed), modules=("none",))
     truth = {int(tag): path for tag, path in (line.split() for line in (tmp_path / "output").read_text().splitlines())}
     ticks = 0
     for tag, stack, why in stacks_of(trace):

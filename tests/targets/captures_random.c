@@ -55,16 +55,10 @@ __attribute__((noipa)) static long call(int depth, long a, long b);
 #define PLAIN __attribute__((noipa, optimize("omit-frame-pointer")))
 #define FRAMED __attribute__((noipa, optimize("no-omit-frame-pointer")))
 
-PLAIN static long a_small(int depth, long a, long b) {
-    BODY('a', 2)
-}
-PLAIN static long b_large(int depth, long a, long b) {
-    BODY('b', 300)
-}
-FRAMED static long c_framed(int depth, long a, long b) {
-    BODY('c', 5)
-}
-PLAIN static long d_variable(int depth, long a, long b) {
+PLAIN static long a_small(int depth, long a, long b){BODY('a', 2)} PLAIN
+    static long b_large(int depth, long a, long b){BODY('b', 300)} FRAMED
+    static long c_framed(int depth, long a, long b){BODY('c', 5)} PLAIN
+    static long d_variable(int depth, long a, long b) {
     char *more = alloca(16 + next(200));
     more[0] = 1;
     __asm__ volatile("" : : "r"(more) : "memory");

@@ -53,6 +53,52 @@ def test_every_rule_is_that_of_the_frame_information() -> None:
     assert np.all(found["kind"][outermost] == records.UNWIND_END)
 
 
+def shared_stack(base: int, outer: int, own: list[int]) -> bytes:
+    event = np.zeros((), records.STACK_SHARED_EVENT)
+    units = records.STACK_SHARED_EVENT.itemsize // 8 + len(own)
+    event["type"], event["size"] = records.EXTENDED_STACK_SHARED, units << 3 | records.EVENT_EXTENDED
+    event["base"], event["outer"] = base, outer
+    return event.tobytes() + np.array(own, np.uint64).tobytes()
+
+
+def whole_stack(addresses: list[int]) -> bytes:
+    event = np.zeros((), records.STACK_EVENT)
+    units = records.STACK_EVENT.itemsize // 8 + len(addresses)
+    event["type"], event["size"] = records.EXTENDED_STACK, units << 3 | records.EVENT_EXTENDED
+    event["count"] = len(addresses)
+    return event.tobytes() + np.array(addresses, np.uint64).tobytes()
+
+
+def read_stacks(data: bytes) -> list[tuple[list[int], int]]:
+    chunk = np.zeros(1, records.CHUNK_HEADER)[0]
+    buffer = np.frombuffer(data, np.uint8).copy()
+    found = _of_chunk(chunk, buffer, np.zeros(len(buffer) // 8 + 1, np.uint64))
+    return [([address for address, _ in one.addresses], one.flags) for one in found]
+
+
+def test_stacks_that_share_frames() -> None:
+    header = records.CHUNK_HEADER.itemsize // 8
+    first, second = whole_stack([1, 2, 3, 4]), whole_stack([5, 6])
+    base = header + len(first) // 8
+    data = first + second + shared_stack(header, 3, [9]) + shared_stack(header, 4, []) + shared_stack(base, 2, [7, 8])
+    whole = [([1, 2, 3, 4], 0), ([5, 6], 0), ([9, 2, 3, 4], 0), ([1, 2, 3, 4], 0), ([7, 8, 5, 6], 0)]
+    assert read_stacks(data) == whole
+    broken = records.STACK_BROKEN
+    assert read_stacks(first + shared_stack(header, 5, [9])) == [whole[0], ([9], broken)]
+    assert read_stacks(first + shared_stack(header + 1, 1, [9])) == [whole[0], ([9], broken)]
+    assert read_stacks(shared_stack(header + 5, 1, [9]) + first) == [([9], broken), whole[0]]
+    assert read_stacks(shared_stack(0, 0, [])) == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 70000), st.integers(0, 5)), max_size=20))
+def test_stacks_that_say_to_share_anything(pieces: list[tuple[int, int, int]]) -> None:
+    data = b""
+    for base, outer, own in pieces:
+        data += whole_stack([1] * own) if outer == 0 else shared_stack(base, outer % 65536, [2] * own)
+    assert all(addresses for addresses, _ in read_stacks(data))
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.one_of(st.binary(min_size=8, max_size=64), st.integers(0, 40)), max_size=20),

@@ -64,15 +64,15 @@ bool cs_still_there(const struct cs_remembered *last, uint32_t frames) {
 }
 
 uint32_t cs_first_changed(const struct cs_remembered *last) {
-    uint32_t at = 0, words = 0, pairs = 0;
-    for (; at < last->count; at++) {
-        const struct cs_walked *frame = &last->frames[at];
-        if (changed_words(last->words + words, frame->words - words) |
-            changed_pairs(last->pairs + pairs, frame->pairs - pairs))
-            break;
-        words = frame->words;
-        pairs = frame->pairs;
-    }
+    const struct cs_walked *inner = &last->frames[last->count - 1];
+    uint32_t word = 0, pair = 0, at = 0;
+    while (word < inner->words && cs_word_at(last->words[word].address) == last->words[word].value)
+        word++;
+    while (pair < inner->pairs && cs_word_at(last->pairs[pair].address) == last->pairs[pair].values[0] &&
+           cs_word_at(last->pairs[pair].address + 8) == last->pairs[pair].values[1])
+        pair++;
+    while (at + 1 < last->count && last->frames[at].words <= word && last->frames[at].pairs <= pair)
+        at++;
     return at;
 }
 
