@@ -329,7 +329,7 @@ THREAD_CREATED = np.dtype(
     ]
 )
 
-# Follows journal_record, whose thread it is about; then vector state, copy of the stack, copy of the code, each padded to 8 bytes.
+# Follows journal_record, whose thread it is about; then vector state, copy of the stack, copy of the code, each padded to 8 bytes, and pieces.
 CRASH = np.dtype(
     [
         ("system", "<u4"),
@@ -354,6 +354,17 @@ CRASH = np.dtype(
         ("stack_bytes", "<u4"),
         ("code_bytes", "<u4"),
         ("name", "S16"),
+        ("exception", "<u8"),
+        ("pieces_bytes", "<u4"),
+        ("reserved", "<u4"),
+    ]
+)
+
+# Memory copied with a crash: so many bytes, a multiple of 8, follow.
+CRASH_PIECE = np.dtype(
+    [
+        ("address", "<u8"),
+        ("bytes", "<u8"),
     ]
 )
 

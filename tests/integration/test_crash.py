@@ -130,6 +130,28 @@ def test_every_crash_is_reported_and_ends_as_untraced(
     check(program, kind, where, how, tmp_path, plan_cache)
 
 
+@pytest.mark.parametrize("kind", ["segv", "fpe"])
+@pytest.mark.parametrize("how", ["nested", "open"])
+def test_a_fault_in_a_handler_is_reported_with_the_first(
+    kind: str, how: str, program: Programs, tmp_path: Path, plan_cache: Path
+) -> None:
+    command: list[str | Path] = [program("main"), kind, "main", how]
+    plain, traced = run_plain(command), run_traced(command, tmp_path / "t", plan_cache)
+    assert (plain.status, traced.status, traced.output) == (-11, 139, plain.output)
+    crash = crash_of(tmp_path / "t", plan_cache)
+    place = crash["backtrace"][0]
+    if (kind, how) == ("segv", "nested"):  # the signal is blocked: the system tells nobody of the second fault
+        assert (place["function_name"], place["line"], crash["earlier_faults"]) == ("fault", line_of(kind), [])
+    else:
+        first = crash["earlier_faults"][-1]
+        assert (place["function_name"], place["line"]) == ("handle", line_of("second"))
+        assert first["signal_name"] == SIGNALS[kind]
+        assert (first["frame"]["function_name"], first["frame"]["line"]) == ("fault", line_of(kind))
+    assert crash["second_fault"]["function"] == "handle"
+    shown = callscope(["crash", tmp_path / "t"], plan_cache).output
+    assert "it faulted, too, in handle\n" in shown
+
+
 def registers_by_gdb(command: list[str | Path]) -> dict[str, int]:
     """The registers where the plain program crashes, as gdb shows them."""
     gdb = ["gdb", "-nx", "-batch", "-ex", "run", "-ex", "info registers", "--args", *command]

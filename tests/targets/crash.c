@@ -74,8 +74,8 @@ static void handle(int number) {
     say("handled\n");
     if (!strcmp(how, "exit"))
         _exit(7);
-    if (!strcmp(how, "nested"))
-        *(volatile int *)0x20 = number;
+    if (!strcmp(how, "nested") || !strcmp(how, "open"))
+        *(volatile int *)0x20 = number; // FAULT second
     if (!strcmp(how, "again"))
         signal(number, SIG_DFL);
 }
@@ -97,6 +97,8 @@ static void check_default(int number) {
 
 static void install(int number) {
     struct sigaction mine = {.sa_handler = handle, .sa_flags = SA_ONSTACK}, now;
+    if (!strcmp(how, "open")) // its own signal may come again in the handler
+        mine.sa_flags |= SA_NODEFER;
     if (!strcmp(how, "once"))
         mine.sa_flags |= (int)SA_RESETHAND;
     sigaction(number, &mine, 0);

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from callscope import format as records
 from callscope.binary.stack_effects import pushed_first, stack_effects
 from callscope.reports.crash_causes import Fault, describe
+from callscope.reports.crash_exception import exception_of
 from callscope.reports.crash_memory import GENERAL, Memory, Registers, registers_of, signal_frame, vector_registers
 from callscope.reports.crash_trampoline import Region, undo
 from callscope.reports.crash_unwind import Unwinder
@@ -22,12 +23,15 @@ def record(payload: bytes, kind: int = records.JOURNAL_CRASH) -> bytes:
     return struct.pack("<IHHQIIII", 32 + len(payload), kind, 0, 1000, 1, 2, 3, 4) + payload
 
 
-def crash_record(vector: bytes = b"", stack: bytes = b"", text: bytes = b"", **fields: Any) -> bytes:
+def crash_record(
+    vector: bytes = b"", stack: bytes = b"", text: bytes = b"", pieces: bytes = b"", **fields: Any
+) -> bytes:
     row = np.zeros((), records.CRASH)
     sizes = {"vector_bytes": len(vector), "stack_bytes": len(stack), "code_bytes": len(text)}
+    sizes["pieces_bytes"] = len(pieces)
     for name, value in (sizes | fields).items():
         row[name] = value
-    return record(row.tobytes() + b"".join(part + bytes(-len(part) % 8) for part in (vector, stack, text)))
+    return record(row.tobytes() + b"".join(part + bytes(-len(part) % 8) for part in (vector, stack, text, pieces)))
 
 
 def test_a_record_is_read_as_written() -> None:
@@ -47,6 +51,43 @@ def test_a_record_is_read_as_written() -> None:
     assert (crash.vector, crash.stack, crash.code) == (b"v" * 12, b"s" * 16, b"c" * 7)
     assert registers_of(crash) == {**{name: i for i, name in enumerate(GENERAL)}, "rip": 77, "rflags": 0}
     assert (crash.fields["name"], crash.fields["segments"], crash.tid) == ("worker", (51, 43, 0, 0), 3)
+
+
+def exception_pieces() -> bytes:
+    """An exception at 0x1050 of a type at 0x2000, E, whose only base is std::runtime_error at 0x3000."""
+
+    def piece(address: int, data: bytes) -> bytes:
+        data += bytes(-len(data) % 8)
+        return struct.pack("<QQ", address, len(data)) + data
+
+    header = struct.pack("<Q", 0x2000).ljust(112, b"\0") + struct.pack("<QQ", 0, 0x5000)
+    return (
+        piece(0x1000, header)
+        + piece(0x2000, struct.pack("<QQQ", 0, 0x4000, 0x3000))
+        + piece(0x3000, struct.pack("<QQQ", 0, 0x4100, 0))
+        + piece(0x4000, b"1E\0")
+        + piece(0x4100, b"St13runtime_error\0")
+        + piece(0x5000, b"why\0")
+    )
+
+
+def test_an_exception_is_read_from_copies_of_memory() -> None:
+    (crash,) = parse_records(crash_record(pieces=exception_pieces(), exception=0x1050), 0, [])
+    assert isinstance(crash, Crash)
+    assert exception_of(crash) == {"type": "E", "what": "why"}
+    (none,) = parse_records(crash_record(pieces=exception_pieces()), 0, [])
+    assert isinstance(none, Crash) and exception_of(none) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 400), st.binary(min_size=1, max_size=24))
+def test_damaged_copies_of_an_exception_do_no_harm(at: int, damage: bytes) -> None:
+    pieces = bytearray(exception_pieces())
+    pieces[at : at + len(damage)] = damage
+    for crash in parse_records(crash_record(pieces=bytes(pieces), exception=0x1050), 0, []):
+        assert isinstance(crash, Crash)
+        found = exception_of(crash)
+        assert found is not None and set(found) == {"type", "what"}
 
 
 def test_a_record_shorter_than_it_says_is_left_out() -> None:

@@ -5,6 +5,7 @@
 #include <asm/prctl.h>
 
 #include "../core/agent.h"
+#include "../core/exception.h"
 #include "../core/memory.h"
 #include "../core/system.h"
 #include "linux.h"
@@ -15,11 +16,21 @@
 #define RED_ZONE 128u
 #define HANDLED_LIMIT 8u /* records of faults that the program handles: some handle them by the thousand */
 #define VECTOR_LIMIT 0x4000u
+/* How much thread-local memory is looked through: of all libraries at start, of each later one; and how many there are.
+ */
+#define STATIC_BYTES 0x10000u
+#define DYNAMIC_BYTES 0x200u
+#define TABLE_LIMIT 64u
+/* Where glibc has what pthread_setspecific keeps, whatever its version. */
+#define KEYS_START 0x200u
+#define KEYS_END 0x800u
+#define KEY_NUMBERS 0x10000u
 /* Parts of the vector state (SDM volume 1, 13.1). */
 enum { PART_YMM = 2, PART_MASKS = 5, PART_ZMM = 6, PART_HIGH_ZMM = 7 };
 
 static uint32_t handled_count;
 static uint32_t recorder; /* thread that is writing a record */
+static struct cs_exception exception;
 
 /* The first address from `start`, which is a multiple of 8, up to `end` that cannot be read. */
 static uint64_t readable_end(uint64_t start, uint64_t end) {
@@ -94,6 +105,42 @@ static void copy_registers(struct cs_crash *crash, const ucontext_t *context) {
     crash->information[1] = (uint64_t)registers[REG_ERR];
 }
 
+static bool copy_words(uint64_t *to, uint64_t address, uint32_t count) {
+    if (address % 8 || readable_end(address, address + count * 8) < address + count * 8)
+        return false;
+    memcpy(to, (const void *)address, count * 8);
+    return true;
+}
+
+/* What libc++abi keeps by pthread_setspecific: glibc has pairs of an odd number and the pointer, in its description of
+ * a thread at fs_base. */
+static uint64_t exception_by_key(uint64_t fs_base) {
+    uint64_t found = 0, pair[2];
+    for (uint64_t at = fs_base + KEYS_START; at < fs_base + KEYS_END && !found && copy_words(pair, at, 2); at += 8)
+        if (pair[0] & 1 && pair[0] < KEY_NUMBERS)
+            found = cs_exception_among(pair[1] & ~7ull, sizeof(uint64_t));
+    return found;
+}
+
+/* The C++ exception that this thread handles. Where thread-local memory lies says the C library's table, whose address
+ * is behind fs_base (Drepper, "ELF Handling For Thread-Local Storage", 3.4.6; glibc's dtv_t has two words): that of the
+ * program and what it was linked with below fs_base, that of libraries loaded later elsewhere. */
+static uint64_t handled_exception(uint64_t fs_base) {
+    uint64_t found = 0, start = fs_base, table, entry[2];
+    if (!copy_words(&table, fs_base + 8, 1))
+        return 0;
+    for (uint64_t i = 1; i < TABLE_LIMIT && !found && copy_words(entry, table + i * sizeof entry, 2); i++) {
+        bool is_static = fs_base - entry[0] < STATIC_BYTES;
+        if (is_static && entry[0] < start)
+            start = entry[0];
+        else if (!is_static && entry[0] % 8 == 0)
+            found = cs_exception_among(entry[0], DYNAMIC_BYTES);
+    }
+    if (!found)
+        found = cs_exception_among(start & ~7ull, (uint32_t)(fs_base - (start & ~7ull)));
+    return found ? found : exception_by_key(fs_base);
+}
+
 extern const Elf64_Ehdr own_header __asm__("__ehdr_start") __attribute__((visibility("hidden")));
 
 static void write_record(const siginfo_t *info, const ucontext_t *context, uint32_t flags) {
@@ -110,7 +157,7 @@ static void write_record(const siginfo_t *info, const ucontext_t *context, uint3
         crash.information[3] = info->si_uid;
     }
     cs_system_thread_name(crash.name);
-    struct cs_part parts[4] = {{&crash, sizeof crash}};
+    struct cs_part parts[5] = {{&crash, sizeof crash}};
     parts[1] = vector_part(context, &crash);
     parts[2] = stack_part(crash.registers[4]);
     parts[3] = readable_around(crash.rip - CS_CRASH_CODE_BYTES, crash.rip, crash.rip + CS_CRASH_CODE_BYTES);
@@ -118,9 +165,13 @@ static void write_record(const siginfo_t *info, const ucontext_t *context, uint3
     crash.stack_bytes = (uint32_t)parts[2].bytes;
     crash.code_address = (uint64_t)parts[3].data;
     crash.code_bytes = (uint32_t)parts[3].bytes;
+    cs_exception_copy(&exception, !flags || info->si_signo == SIGABRT ? handled_exception(crash.fs_base) : 0);
+    crash.exception = exception.header;
+    crash.pieces_bytes = exception.bytes;
+    parts[4] = (struct cs_part){exception.pieces, exception.bytes};
     const struct cs_thread *self = cs_self();
     const struct cs_block *block = self->muted ? self->kept : self->block;
-    cs_journal_write(CS_JOURNAL_CRASH, cs_tsc(), block->used ? block : NULL, parts, 4);
+    cs_journal_write(CS_JOURNAL_CRASH, cs_tsc(), block->used ? block : NULL, parts, 5);
 }
 
 /* A child of vfork shares this memory with its parent: it must not leave anything in it. */

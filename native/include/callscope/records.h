@@ -313,7 +313,7 @@ struct cs_thread_created {
 };
 _Static_assert(sizeof(struct cs_thread_created) == 32, "thread_created");
 
-/* Follows journal_record, whose thread it is about; then vector state, copy of the stack, copy of the code, each padded to 8 bytes. */
+/* Follows journal_record, whose thread it is about; then vector state, copy of the stack, copy of the code, each padded to 8 bytes, and pieces. */
 struct cs_crash {
     uint32_t system; /* CRASH_LINUX, CRASH_WINDOWS: what the next fields mean */
     uint32_t code; /* signal number; exception code */
@@ -337,8 +337,18 @@ struct cs_crash {
     uint32_t stack_bytes;
     uint32_t code_bytes;
     char name[16]; /* of the thread */
+    uint64_t exception; /* address of the _Unwind_Exception of the C++ exception that was handled; 0: none */
+    uint32_t pieces_bytes; /* of all crash_piece records and what follows each */
+    uint32_t reserved;
 };
-_Static_assert(sizeof(struct cs_crash) == 304, "crash");
+_Static_assert(sizeof(struct cs_crash) == 320, "crash");
+
+/* Memory copied with a crash: so many bytes, a multiple of 8, follow. */
+struct cs_crash_piece {
+    uint64_t address;
+    uint64_t bytes;
+};
+_Static_assert(sizeof(struct cs_crash_piece) == 16, "crash_piece");
 
 /* First bytes of a plan file, which the agent maps. Offsets are into the file unless said otherwise. */
 struct cs_plan_header {

@@ -14,8 +14,9 @@ from callscope.binary.open import open_image
 from callscope.binary.stack_effects import pushed_first
 from callscope.errors import CallscopeError, TraceError
 from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME, library_path
-from callscope.reports.crash_calls import last_calls, open_calls
+from callscope.reports.crash_calls import innermost_since, last_calls, open_calls
 from callscope.reports.crash_causes import Fault, describe
+from callscope.reports.crash_exception import exception_of
 from callscope.reports.crash_memory import Memory, Registers, SignalFrame, registers_of, vector_registers
 from callscope.reports.crash_trampoline import Region, read_region, undo, without_volatile
 from callscope.reports.crash_unwind import Unwinder
@@ -29,7 +30,10 @@ SIGNALLED: Final = 128
 """An exit status above it is 128 + the signal that ended the program."""
 _BREAKPOINT: Final = (signal.SIGTRAP, 0x80)
 """Signal and code of a breakpoint instruction: rip is already behind it."""
-_TERMINATE: Final = ("std::terminate()", "__gnu_cxx::__verbose_terminate_handler()")
+_TERMINATE: Final = (
+    "std::terminate()", "__gnu_cxx::__verbose_terminate_handler()", "__cxxabiv1::__terminate(void (*)())",
+    "std::__terminate(void (*)())", "__clang_call_terminate", "__cxa_call_terminate", "__gxx_personality_v0",
+)  # fmt: skip
 _ROUTINES: Final = ("cs_entry", "cs_exit", "cs_tail", "cs_landing", "cs_call_")
 
 
@@ -114,9 +118,12 @@ def report(trace: Trace, database: Database, crash: Crash, last: int) -> dict[st
         "backtrace": [_frame_json(frame) for frame in frames],
         "backtrace_ends": scene.problem,
         "uncaught_exception": any(frame.function in _TERMINATE for frame in frames),
+        "exception": exception_of(crash),
         "handled_by_program": bool(fields["crash_flags"] & records.CRASH_HANDLED)
         or scene.handled is not None
         or not own,
+        "earlier_faults": _earlier(frames),
+        "second_fault": innermost_since(database, crash, at) if main and _faulted_again(trace, crash) else None,
         "ended_by": _ending(trace, crash, scene, own) if main else None,
         "exit_status": trace.session.get("exit_status") if main else None,
         "open_calls": open_calls(database, crash, at),
@@ -251,6 +258,27 @@ def _overflowed(crash: Crash, registers: Registers, fault: int) -> bool:
     sp = registers["rsp"]
     missing = crash.fields["stack_address"] > fault or not crash.stack
     return sp is not None and missing and sp - 0x100000 <= fault < sp + 0x1000
+
+
+def _earlier(frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    """The faults that led to this one: it happened in their handlers. The latest first."""
+    return [
+        {
+            "signal_name": signal_name(frame.signal.signal),
+            "fault_address": hex(frame.signal.fault_address),
+            "frame": _frame_json(frame),
+        }
+        for frame in frames
+        if frame.signal is not None and 0 < frame.signal.detail < 1 << 31
+    ]
+
+
+def _faulted_again(trace: Trace, crash: Crash) -> bool:
+    """Whether the system ended the program because the handler of this fault faulted, too."""
+    fields = crash.fields
+    if fields["crash_flags"] & (records.CRASH_HANDLED | records.CRASH_AT_EXIT) != records.CRASH_HANDLED:
+        return False
+    return trace.session.get("exit_status") == SIGNALLED + int(fields["code"]) and fields["code"] != signal.SIGABRT
 
 
 def _ending(trace: Trace, crash: Crash, scene: _Scene, own: bool) -> str | None:

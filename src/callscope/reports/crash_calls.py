@@ -40,6 +40,19 @@ def open_calls(database: Database, crash: Crash, at_ns: int) -> list[dict[str, A
     return list(threads.values())
 
 
+def innermost_since(database: Database, crash: Crash, at_ns: int) -> dict[str, Any] | None:
+    """Of the calls of the thread that began after its crash, in a handler, the innermost that never ended; None when
+    there is none, or no clock.
+    """
+    rows = database.rows(
+        "SELECT c.call_id, f.name AS function, f.module FROM call_rows c JOIN threads t ON t.thread = c.thread"
+        " LEFT JOIN functions f ON f.function_id = c.function_id"
+        f" WHERE {_process(crash)} AND t.tid = {crash.tid} AND c.start_ns > {at_ns} AND c.ended_by = {_RUNNING}"
+        " ORDER BY c.call_id DESC LIMIT 1"
+    )
+    return rows[0] if rows and database.has_clock else None
+
+
 def last_calls(database: Database, crash: Crash, at_ns: int, count: int) -> list[dict[str, Any]]:
     """The `count` calls of the thread that began last before its crash, in order."""
     begun = f"AND c.start_ns <= {at_ns}" if database.has_clock else ""

@@ -25,8 +25,9 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
         "Address": facts["fault_address"],
         "Thread": f"{facts['thread_id']} {facts['thread_name']}".rstrip() + f" of process {facts['process_id']}",
         "Time": _time(facts),
-        "Ended": facts["ended_by"],
-        "C++": "an exception was not caught, or std::terminate was called" if facts["uncaught_exception"] else None,
+        "Before": _earlier(facts["earlier_faults"]),
+        "Ended": _ending(facts),
+        "C++": _exception(facts),
     }
     for name, value in rows.items():
         if value:
@@ -54,6 +55,31 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
         yield style.comment(f"{facts['processes_crashed']} processes crashed: --process PID chooses one")
     for warning in facts["warnings"]:
         yield style.comment(printable(warning))
+
+
+def _earlier(faults: Sequence[Mapping[str, Any]]) -> str | None:
+    """The first of the faults in whose handlers it happened."""
+    if not faults:
+        return None
+    first = faults[-1]
+    more = f", and {len(faults) - 1} more in its handlers" if len(faults) > 1 else ""
+    return f"{first['signal_name']} at {_place(first['frame'])}, address {first['fault_address']}{more}"
+
+
+def _ending(facts: Mapping[str, Any]) -> str | None:
+    where = facts["second_fault"]
+    return f"{facts['ended_by']}, in {where['function']}" if where is not None else facts["ended_by"]
+
+
+def _exception(facts: Mapping[str, Any]) -> str | None:
+    """What std::terminate, or a handler that failed, was at work on."""
+    exception = facts["exception"]
+    if exception is None:
+        return "std::terminate was called" if facts["uncaught_exception"] else None
+    what = "" if exception["what"] is None else f": {exception['what']}"
+    name = exception["type"] or "an exception of unknown type"
+    how = "was not caught" if facts["uncaught_exception"] else "was being handled, or not caught"
+    return f"{name} {how}{what}"
 
 
 def _time(facts: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ _MODULE_LOAD = struct.Struct("<QQIIIIII32sQQII")
 _MODULE_UNLOAD = struct.Struct("<QQ")
 _TEXT = struct.Struct("<II")
 _THREAD_CREATED = struct.Struct("<IIQQQ")
+_PIECE = struct.Struct("<QQ")
 assert _RECORD.size == records.JOURNAL_RECORD.itemsize
 assert _PROCESS_START.size == records.PROCESS_START.itemsize
 assert _MODULE_LOAD.size == records.MODULE_LOAD.itemsize
 assert _THREAD_CREATED.size == records.THREAD_CREATED.itemsize
+assert _PIECE.size == records.CRASH_PIECE.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +98,15 @@ class ThreadCreated(Record):
 class Crash(Record):
     """A thread at its crash: a CRASH record with the copies of memory that follow it.
 
-    fields: the values of the record by name, integers, tuples of them, `name` as text.
+    fields: the values of the record by name, integers, tuples of them, `name` as text. pieces: more memory, (address,
+    bytes).
     """
 
     fields: dict[str, Any]
     vector: bytes
     stack: bytes
     code: bytes
+    pieces: tuple[tuple[int, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +248,19 @@ def _parse_crash(record: Record, payload: bytes) -> Crash:
         parts.append(_bytes(payload, at, fields[name]))
         at += (fields[name] + 7) & ~7
     vector, stack, code = parts
-    return Crash(
-        record.kind, record.tsc, record.process, record.pid, record.tid, record.thread, fields, vector, stack, code
-    )
+    pieces = tuple(_pieces(_bytes(payload, at, fields["pieces_bytes"])))
+    head = (record.kind, record.tsc, record.process, record.pid, record.tid, record.thread)
+    return Crash(*head, fields, vector, stack, code, pieces)
+
+
+def _pieces(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Copies of memory behind their addresses. Raises ValueError when they do not fit."""
+    at = 0
+    while at + _PIECE.size <= len(data):
+        address, count = _PIECE.unpack_from(data, at)
+        at += _PIECE.size
+        yield address, _bytes(data, at, count)
+        at += count
 
 
 def _bytes(payload: bytes, start: int, count: int) -> bytes:
