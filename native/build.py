@@ -81,6 +81,12 @@ BINARIES = (
         target=WINDOWS,
         headers=WINDOWS_HEADERS,
     ),
+    # Loaded into the Python that runs a program whose bytecode is recorded, whichever version it is.
+    Binary(
+        "libcallscope-bytecode.so",
+        ("python/bytecode*.c",),
+        ("-shared", "-fPIC", "-g", "-O2", "-fno-sanitize=all", "-fvisibility=hidden", "-lpthread", "-ldl"),
+    ),
     # Loaded into callscope's own Python.
     Binary(
         "libcallscope-kernel.so",

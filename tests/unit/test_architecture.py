@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "reports": {"binary", "trace", "calls"},
     "exporters": {"trace", "calls", "reports"},
     "viewer": {"trace", "calls", "reports"},
-    "cli": {"binary", "patching", "recording", *READING},
+    "bytecode": set(),
+    "cli": {"binary", "patching", "recording", "bytecode", *READING},
     "api": {"recording", "cli", *READING},
 }
 """Each room, and the rooms it may import; `api` stands for DOORS. What else lies outside is for all, and knows none."""

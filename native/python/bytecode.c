@@ -1,0 +1,45 @@
+/* The extension module that records every bytecode instruction which the program around it executes.
+ *
+ * A script of callscope's loads it before the program begins, calls start() once, and removes what could be seen of it.
+ */
+#include "bytecode_routes.h"
+
+/* start(version, events, codes, names, every_file, files, limit, source, threads): `source` is sys.monitoring, or the
+ * running frame. */
+static Object *start(Object *self, Object *arguments) {
+    (void)self;
+    const char *events, *codes;
+    Object *source, *threads;
+    int every_file;
+    if (!api.PyArg_ParseTuple(arguments, "issOiOlOO", &choice.version, &events, &codes, &choice.names, &every_file,
+                              &choice.files, &choice.limit, &source, &threads)) {
+        return NULL;
+    }
+    choice.every_file = every_file != 0;
+    api.Py_IncRef(choice.names);
+    api.Py_IncRef(choice.files);
+    if (!stream_open(events, codes)) {
+        api.PyErr_SetString(api.runtime_error, "the recording's files cannot be mapped: is the disk full?");
+        return NULL;
+    }
+    if (!(choice.version >= 312 ? monitoring_open(source) : settrace_open(source, threads))) {
+        return NULL;
+    }
+    api.Py_IncRef(api.none);
+    return api.none;
+}
+
+#define NAME "_callscope_bytecode"
+static Method methods[] = {{"start", start, METHOD_TUPLE, NULL}, {NULL, NULL, 0, NULL}};
+static ModuleDefinition definition = {.head = {1, NULL}, .name = NAME, .size = -1, .methods = methods};
+
+__attribute__((visibility("default"))) Object *PyInit__callscope_bytecode(void) {
+    return api_open() ? api.PyModule_Create2(&definition, MODULE_API) : NULL;
+}
+
+/* CPython 2 */
+__attribute__((visibility("default"))) void init_callscope_bytecode(void) {
+    if (api_open()) {
+        api.Py_InitModule4_64(NAME, methods, NULL, NULL, MODULE_API);
+    }
+}
