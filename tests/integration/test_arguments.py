@@ -121,6 +121,24 @@ def test_prototypes_registers_and_json(tmp_path: Path, plan_cache: Path) -> None
         exported.unlink()
 
 
+@pytest.mark.parametrize("compiler", ["gcc", "mingw"])
+def test_unsigned_characters_by_another_name(compiler: str, tmp_path: Path, plan_cache: Path) -> None:
+    source = tmp_path / "bytes.c"
+    source.write_text(
+        "#include <stdint.h>\n#include <uchar.h>\n"
+        "__attribute__((noinline, noclone)) uint8_t swap(uint8_t a, char16_t b, signed char c) {\n"
+        '    __asm__ volatile("" : : "r"((int)b), "r"((int)c));\n    return (uint8_t)(a ^ 0x7f);\n}\n'
+        "int main(void) {\n    return swap(200, 0xfff0, -5) - swap('A', 9, 5) - 121;\n}\n"
+    )
+    name = "bytes.exe" if compiler == "mingw" else "bytes"
+    program = compile_program([source], tmp_path / name, ["-O2", "-g"], compiler)
+    outcome = run_traced([program], tmp_path / "trace", plan_cache, recording={"args": True})
+    assert outcome.status == 0, outcome.errors
+    shown = callscope(["tree", tmp_path / "trace"], plan_cache).output
+    assert "swap(a=200, b=65520, c=-5) = 183;" in shown
+    assert "swap(a='A', b=9, c=5) = '>';" in shown
+
+
 def test_libraries_of_the_system_by_name(tmp_path: Path, plan_cache: Path) -> None:
     outcome = run_traced(
         ["ls", "-d", "/"], tmp_path / "trace", plan_cache,

@@ -138,7 +138,7 @@ class _Reader:
         if base in ("float", "double", "long double"):
             return Type(proto.FLOAT, shown, size)
         if base == "char":
-            return Type(proto.CHARACTER, shown, 1)
+            return Type(proto.UNSIGNED_CHARACTER if "unsigned" in names else proto.CHARACTER, shown, 1)
         return Type(proto.UNSIGNED if "unsigned" in names else proto.INTEGER, shown, size)
 
     def _enumeration(self, node: Any) -> Type:
@@ -185,7 +185,7 @@ def _alignment(kind: Type) -> int:
 
 
 def _pointer(target: Type) -> Type:
-    if target.kind == proto.CHARACTER:
+    if target.kind in proto.CHARACTERS:
         return Type(proto.TEXT, f"{target.name}*", 8)
     return Type(proto.POINTER, f"{target.name}*", 8, Type(target.kind, target.name, target.size))
 

@@ -32,13 +32,14 @@ MOST_ENUMERATORS = 1024
 _INTEGER = (0, 2, 1, 3, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15)
 _FIRST_VECTOR, _VECTORS = 17, 8
 _CLONE = re.compile(r"\.(isra|constprop|part|llvm|specialized)\b")
-_SIGNED, _UNSIGNED, _BOOLEAN, _FLOAT, _COMPLEX, _CHARS = (
+_SIGNED, _UNSIGNED, _BOOLEAN, _FLOAT, _COMPLEX, _CHARS, _UNSIGNED_CHARS = (
     {0x05, 0x0D},
     {0x07, 0x0B},
     {0x02},
     {0x04},
     {0x03},
-    {0x06, 0x08, 0x10},
+    {0x06},
+    {0x08, 0x10},
 )
 _CALL_FRAME_CFA = 0x9C
 _PASS_BY_REFERENCE, _PASS_BY_VALUE = 4, 5
@@ -232,7 +233,7 @@ class _Reader:
         if tag in ("DW_TAG_pointer_type", "DW_TAG_reference_type", "DW_TAG_rvalue_reference_type"):
             sign = {"DW_TAG_pointer_type": "*", "DW_TAG_reference_type": "&"}.get(tag, "&&")
             target = self._target(die, depth + 1)
-            if sign == "*" and target.kind == proto.CHARACTER and target.size == 1:
+            if sign == "*" and target.kind in proto.CHARACTERS and target.size == 1:
                 return Type(proto.TEXT, f"{target.name}*", 8)
             return Type(proto.POINTER if sign == "*" else proto.REFERENCE, f"{target.name}{sign}", 8, target)
         if tag == "DW_TAG_ptr_to_member_type":
@@ -369,7 +370,8 @@ def _register(number: int, size: int) -> Piece | None:
 
 def _base_kind(encoding: int) -> str:
     for kinds, kind in (
-        (_CHARS, proto.CHARACTER), (_SIGNED, proto.INTEGER), (_UNSIGNED, proto.UNSIGNED), (_BOOLEAN, proto.BOOL),
+        (_CHARS, proto.CHARACTER), (_UNSIGNED_CHARS, proto.UNSIGNED_CHARACTER),
+        (_SIGNED, proto.INTEGER), (_UNSIGNED, proto.UNSIGNED), (_BOOLEAN, proto.BOOL),
         (_FLOAT, proto.FLOAT), (_COMPLEX, proto.COMPLEX),
     ):  # fmt: skip
         if encoding in kinds:

@@ -15,6 +15,8 @@ POINTER, REFERENCE, ENUM, STRUCT, UNION, ARRAY, UNKNOWN = (
     "array",
     "?",
 )
+UNSIGNED_CHARACTER = "uchar"
+CHARACTERS = (CHARACTER, UNSIGNED_CHARACTER)
 TEXT, STRING, STRING_LIBCXX = "text", "string", "string-libcxx"
 """a pointer to characters; std::string of libstdc++, of libc++"""
 

@@ -217,7 +217,7 @@ def _operations(place: Place, kind: Type) -> list[Operation]:
 
 _SHOWN_BEHIND_REFERENCES = {
     proto.INTEGER, proto.UNSIGNED, proto.BOOL, proto.CHARACTER, proto.FLOAT, proto.COMPLEX, proto.ENUM, proto.POINTER,
-    proto.TEXT,
+    proto.TEXT, proto.UNSIGNED_CHARACTER,
 }  # fmt: skip
 
 

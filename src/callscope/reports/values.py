@@ -176,11 +176,9 @@ def _number(kind: Type, value: int) -> tuple[str, Any]:
     signed = value - (1 << bits) if value >> (bits - 1) else value
     if kind.kind == proto.BOOL:
         return ("true" if value else "false") if value < 2 else str(value), bool(value)
-    if kind.kind == proto.CHARACTER:
-        if kind.size == 1 and 32 <= value < 127:
-            return f"'{chr(value)}'", signed if "unsigned" not in kind.name else value
-        shown = value if "unsigned" in kind.name else signed
-        return str(shown), shown
+    if kind.kind in proto.CHARACTERS:
+        shown = signed if kind.kind == proto.CHARACTER else value
+        return f"'{chr(value)}'" if kind.size == 1 and 32 <= value < 127 else str(shown), shown
     if kind.kind == proto.ENUM:
         return _enumerator(kind, value, signed)
     if kind.kind == proto.INTEGER:
