@@ -101,7 +101,7 @@ for setting in ("pagination off", "confirm off", "print elements 200", "startup-
     gdb.execute("set " + setting)
 for address in json.load(open(os.environ["GDB_FUNCTIONS"])):
     Entry(address)
-gdb.execute("run > /dev/null", to_string=True)
+gdb.execute("run", to_string=True)
 while stops and gdb.selected_inferior().pid:
     event = stops.pop()
     stops.clear()
