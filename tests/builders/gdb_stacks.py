@@ -74,11 +74,14 @@ out.close()
 
 @dataclass
 class Comparison:
-    """stacks, frames: compared. wrong: addresses that differ; names, lines: that differ where gdb knows them."""
+    """stacks, frames: compared. wrong: addresses that differ; named: frames and calls inlined in them, of stacks with
+    equal addresses; names, lines: of these that differ where gdb knows them.
+    """
 
     stacks: int = 0
     frames: int = 0
     wrong: int = 0
+    named: int = 0
     names: int = 0
     lines: int = 0
     examples: list[str] = field(default_factory=list)
@@ -123,6 +126,7 @@ def _compare(done: Comparison, theirs: list[dict[str, Any]], one: Any, group: An
         return
     named = [(name, line) for f in group.frames for name, line in
              [*((name, line) for name, _, line in f.inlines), (f.function, f.line)]]  # fmt: skip
+    done.named += len(theirs)
     if len(named) != len(theirs):
         done.names += abs(len(named) - len(theirs))
         if len(done.examples) < 5:

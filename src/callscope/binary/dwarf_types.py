@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -53,7 +53,7 @@ _DWARF_SECTIONS = """
     debug_pubtypes debug_pubnames debug_addr debug_str_offsets debug_line_str debug_loclists debug_rnglists debug_sup
     gnu_debugaltlink debug_types
 """.split()  # noqa: SIM905
-_FAILURES = (DWARFError, ELFError, ValueError, KeyError, IndexError, AttributeError, AssertionError, OverflowError,
+FAILURES = (DWARFError, ELFError, ValueError, KeyError, IndexError, AttributeError, AssertionError, OverflowError,
              TypeError, RecursionError, UnicodeDecodeError, ImageError)  # fmt: skip
 """what damaged DWARF makes pyelftools raise"""
 
@@ -74,7 +74,7 @@ def read_prototypes(path: Path, low: int, wanted: Callable[[int], str | None]) -
             for unit in dwarf.iter_CUs():
                 for address, prototype in reader.functions(unit, low, wanted):
                     found.setdefault(address, prototype)
-        except _FAILURES:
+        except FAILURES:
             return found
     return found
 
@@ -90,6 +90,11 @@ def _dwarf_of_pe(path: Path) -> Any:
     sections = named_sections(image.data, image.tables)
     if ".debug_info" not in sections:
         return None
+    return dwarf_of_sections(sections)
+
+
+def dwarf_of_sections(sections: Mapping[str, bytes | memoryview]) -> DWARFInfo:
+    """DWARF in sections by their names, unpacked."""
     given: dict[str, Any] = {}
     for name in _DWARF_SECTIONS:
         data = sections.get(f".{name}")
@@ -117,7 +122,7 @@ class _Reader:
                 if entry is None or (symbol := wanted(entry - low)) is None:
                     continue
                 yield entry - low, self._prototype(unit, die, entry, symbol, expressions)
-            except _FAILURES:
+            except FAILURES:
                 continue
 
     def _entry(self, unit: Any, die: Any) -> int | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from callscope.binary.statement_lines import StatementLines
 
 from callscope.binary import elf_headers as elf
 from callscope.binary.debug_files import SymbolFile
@@ -25,20 +28,35 @@ class SourceFrame(NamedTuple):
 class LineTable:
     """The lines of one file's DWARF or PDB; `cache` is a symbolic.SymCache, whose methods have no types.
 
-    `names_all`: it names every function, more of them than symbol tables do.
+    `names_all`: it names every function, more of them than symbol tables do. `statements`: knows better which of
+    several lines at an address is meant, by the file's own addresses, which begin at `base`.
     """
 
-    def __init__(self, cache: Any, shift: int, names_all: bool = False) -> None:
+    def __init__(
+        self,
+        cache: Any,
+        shift: int,
+        names_all: bool = False,
+        statements: StatementLines | None = None,
+        base: int = 0,
+    ) -> None:
         self.names_all = names_all
         self._cache = cache
         self._shift = shift
+        self._statements, self._base = statements, base
 
     def frames(self, rva: int) -> list[SourceFrame]:
         """The functions at `rva`, innermost inlined first, the containing one last; empty when unknown."""
         if rva + self._shift < 0:
             return []
         found = self._cache.lookup(rva + self._shift)
-        return [SourceFrame(f.symbol, f.full_path, int(f.line)) for f in found if f.full_path and f.line]
+        frames = [SourceFrame(f.symbol, f.full_path, int(f.line)) for f in found if f.full_path and f.line]
+        better = self._statements.line(rva + self._base) if frames and self._statements else None
+        if better is not None and better[1] != frames[0].line:
+            path, line = better
+            same = path.rpartition("/")[2] == frames[0].file.rpartition("/")[2]
+            frames[0] = SourceFrame(frames[0].name, frames[0].file if same else path, line)
+        return frames
 
     def function(self, rva: int) -> str | None:
         """The name of the function that contains `rva`, demangled, or None."""
@@ -66,13 +84,16 @@ def open_lines(file: SymbolFile, problems: list[str]) -> LineTable | None:
         # Not everywhere there is a build of it: names do not need it.
         from symbolic.debuginfo import Archive
 
+        from callscope.binary.statement_lines import StatementLines
+
         cache = Archive.open(str(file.path)).get_object(arch="x86_64").make_symcache()
     except Exception as error:  # symbolic raises many kinds, and panics of its own for what it did not foresee
         problems.append(f"{file.path}: no lines: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
         return None
     # symbolic counts from the first PT_LOAD header's address, callscope from the page of the lowest.
     loads = file.tables.programs[file.tables.programs["type"] == elf.PT_LOAD]
-    return LineTable(cache, file.base - int(loads["address"][0]) if len(loads) else 0)
+    shift = file.base - int(loads["address"][0]) if len(loads) else 0
+    return LineTable(cache, shift, statements=StatementLines(file), base=file.base)
 
 
 def _unpacked_bytes(file: SymbolFile) -> int:
