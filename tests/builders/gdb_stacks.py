@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from callscope.binary.symbols import Symbols, open_symbols
 from callscope.reports.stacks import Stacks
 from callscope.trace.open import open_trace
 from tests.builders.tracing import run_traced
@@ -85,6 +86,7 @@ class Comparison:
     names: int = 0
     lines: int = 0
     examples: list[str] = field(default_factory=list)
+    symbols: dict[str, Symbols | None] = field(default_factory=dict)
 
 
 def compare(
@@ -117,7 +119,7 @@ def _compare(done: Comparison, theirs: list[dict[str, Any]], one: Any, group: An
     wrong = sum(a != b for a, b in zip(real, ours, strict=False)) + abs(len(real) - len(ours))
     done.wrong += wrong
     if wrong:
-        if len(done.examples) < 5:
+        if len(done.examples) < 9:
             both = [
                 [(hex(f["pc"]), f["name"]) for f in theirs],
                 [(hex(a), f.function) for a, f in zip(ours, group.frames, strict=False)],
@@ -126,6 +128,8 @@ def _compare(done: Comparison, theirs: list[dict[str, Any]], one: Any, group: An
         return
     named = [(name, line) for f in group.frames for name, line in
              [*((name, line) for name, _, line in f.inlines), (f.function, f.line)]]  # fmt: skip
+    places = [(path, rva) for f, (path, _, rva) in zip(group.frames, group.places, strict=True)
+              for _ in [*f.inlines, f]]  # fmt: skip
     done.named += len(theirs)
     if len(named) != len(theirs):
         done.names += abs(len(named) - len(theirs))
@@ -133,7 +137,8 @@ def _compare(done: Comparison, theirs: list[dict[str, Any]], one: Any, group: An
             done.examples.append(str([[(f["name"], f["line"]) for f in theirs], named]))
         return
     for index, (frame, (name, line)) in enumerate(zip(theirs, named, strict=True)):
-        if frame["name"] and name and _plain(frame["name"]) != _plain(name) and "+0x" not in name:
+        same = not frame["name"] or not name or _plain(frame["name"]) == _plain(name) or "+0x" in name
+        if not same and not _is_alias(done.symbols, *places[index], frame["name"]):
             done.names += 1
             if len(done.examples) < 5:
                 done.examples.append(f"{frame['name']} {name}")
@@ -143,14 +148,20 @@ def _compare(done: Comparison, theirs: list[dict[str, Any]], one: Any, group: An
                 done.examples.append(f"{index} {frame['pc']:#x} {frame['name'][:60]}: {frame['line']} {line} {name}")
 
 
+def _is_alias(symbols: dict[str, Symbols | None], path: str, rva: int, name: str) -> bool:
+    """Whether one of the symbols at the function around `rva` is called so."""
+    if path not in symbols:
+        symbols[path] = open_symbols(path) if path else None
+    found = symbols[path]
+    return found is not None and _plain(name) in {_plain(alias) for alias in found.aliases(rva)}
+
+
 def _plain(name: str) -> str:
     """Without parameters and template arguments, which the two write differently, nor what tells aliases apart."""
-    for alias in ("__GI_", "__libc_", "__new_"):
-        name = name.replace(alias, "")
-    name = name.replace("_impl", "")
     out, depth = [], 0
-    for character in name.partition("(")[0].split("@")[0]:
-        depth += (character == "<") - (character == ">")
-        if depth == 0 and character != ">":
+    for character in name.replace("operator()", "operatorcall").partition(" [")[0].split("@")[0]:
+        depth += (character in "<(") - (character in ">)")
+        if depth == 0 and character not in ">)":
             out.append(character)
-    return "".join(out).split("::")[-1].split(".")[0].lstrip("_").split()[-1:][0] if out else name
+    words = "".join(out).removesuffix(" const").split("::")[-1].split(".")[0].split()
+    return words[-1] if words else name

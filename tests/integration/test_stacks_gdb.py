@@ -59,7 +59,7 @@ def test_templates_and_signal_handlers(deep: Path, tmp_path: Path, plan_cache: P
 
 @pytest.mark.long
 def test_a_thousand_of_templates(deep: Path, tmp_path: Path, plan_cache: Path) -> None:
-    check([deep, "9000"], "deep", tmp_path, plan_cache, 1000)
+    check([deep, "12000"], "deep", tmp_path, plan_cache, 1000)
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ Nothing here raises for a bad file: what cannot be read costs names, and a line 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +77,11 @@ class Symbols:
         if None in names and self._lines and (self._lines.names_all or len(self._table.starts) == 0):
             names = [name or self._lines.function(int(rva)) for name, rva in zip(names, wanted, strict=True)]
         return names
+
+    def aliases(self, rva: int) -> list[str]:
+        """All names of the function that contains `rva`, demangled."""
+        group = int(self._table.find(np.array([rva], np.int64))[0])
+        return demangle(self._table.all_names(group)) if group >= 0 else []
 
     def location(self, rva: int) -> tuple[str, int] | None:
         """Source file and line of `rva` in the function that contains it, as `name` names it; None when unknown."""
@@ -202,12 +207,18 @@ class _NameTable:
 
     def best_name(self, group: int) -> str:
         """The name to show for a group, still mangled; "" when it has none."""
-        best: tuple[bool, int, int, str] | None = None
+        keys = [(local, len(name) - len(name.lstrip("_")), len(name), name) for local, name in self._named(group)]
+        return min(keys)[3] if keys else ""
+
+    def all_names(self, group: int) -> list[str]:
+        """The names of a group, still mangled."""
+        return [name for _, name in self._named(group)]
+
+    def _named(self, group: int) -> Iterator[tuple[bool, str]]:
+        """(whether it is local, its name) of each symbol of a group that has one, up to 64."""
         for index in range(int(self._first[group]), min(int(self._first[group + 1]), int(self._first[group]) + 64)):
             strings = self._strings[self._table[index]]
             name = elf.string_at(strings, int(self._name[index]), LONGEST_NAME)
             name = name if name.startswith("?") else name.partition("@")[0]  # a version, or Microsoft's mangling
             if name:
-                key = (bool(self._local[index]), len(name) - len(name.lstrip("_")), len(name), name)
-                best = key if best is None else min(best, key)
-        return "" if best is None else best[3]
+                yield bool(self._local[index]), name

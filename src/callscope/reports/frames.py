@@ -4,13 +4,17 @@ stacks.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from callscope.binary.cfi import FrameTable
+from callscope.binary.demangle import demangle
+from callscope.binary.imports import unbound_stubs
 from callscope.binary.open import open_image, read_build_id, unwinding
 from callscope.binary.symbols import Symbols, open_symbols
 from callscope.errors import CallscopeError
@@ -19,6 +23,7 @@ from callscope.trace.processes import Module
 
 BINARIES = "binaries"
 """Where a trace that is self-contained keeps its modules' files and their debug files."""
+_STUB_BYTES = 16
 
 
 class Image:
@@ -58,6 +63,41 @@ class Image:
                 self._warnings.append(f"frames of {self._source} are not known: {error}")
                 self._source = None
         return self._frames
+
+    def function(self, rva: int) -> str | None:
+        """The name of the function at `rva`, `memcpy@plt` for the stub that leads to one; None when it is not known."""
+        stubs = self._stubs
+        if stubs.inside(rva):
+            return stubs.name(rva)
+        return self.symbols.name(rva) if self.symbols is not None else None
+
+    @cached_property
+    def _stubs(self) -> _Stubs:
+        try:
+            image = open_image(self._source) if self._source is not None and not self.is_pe else None
+            return _Stubs(unbound_stubs(image), image.plt_ranges) if image is not None else _Stubs({}, ())
+        except CallscopeError:
+            return _Stubs({}, ())
+
+
+class _Stubs:
+    """What the stubs of a procedure linkage table lead to. ranges: where they lie, (first rva, rva after the last)."""
+
+    def __init__(self, names: dict[int, str], ranges: Sequence[tuple[int, int]]) -> None:
+        self._ranges = ranges
+        self._names = {place: name for place, name in names.items() if self.inside(place)}
+        self._starts = sorted(self._names)
+
+    def inside(self, rva: int) -> bool:
+        """Whether a stub, or what precedes all, lies there."""
+        return any(low <= rva < high for low, high in self._ranges)
+
+    def name(self, rva: int) -> str | None:
+        """The function's name, with @plt."""
+        index = bisect_right(self._starts, rva) - 1
+        if index < 0 or rva - self._starts[index] >= _STUB_BYTES:
+            return None
+        return demangle([self._names[self._starts[index]]])[0] + "@plt"
 
 
 def find_binary(path: str, build_id: bytes, directories: Sequence[Path]) -> Path | None:
@@ -134,7 +174,7 @@ class Resolver:
         name, file, line = None, None, None
         inlines: list[tuple[str, str, int]] = []
         if image.symbols is not None:
-            name = image.symbols.name(rva)
+            name = image.function(rva)
             place = image.symbols.location(rva)
             file, line = place if place is not None else (None, None)
             inlines = [(call.name, call.file, call.line) for call in image.symbols.inlines(rva)]
