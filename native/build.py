@@ -67,6 +67,12 @@ BINARIES = (
         initialised_first=True,
         copies=("libcalltrace.so",),
     ),
+    # Preloaded beside the agent where Python is to be recorded: looks everything up by name when it is loaded.
+    Binary(
+        "libcallscope-python.so",
+        ("python/calls/*.c",),
+        ("-shared", "-fPIC", "-g", "-O2", "-D_GNU_SOURCE", "-fno-sanitize=all", "-fvisibility=hidden", "-ldl"),
+    ),
     Binary(
         "callscope-agent.dll",
         ("agent/core/*.c", "agent/windows/*.c", "agent/windows/*.S", "inject/*.[cS]"),

@@ -5,9 +5,9 @@
 
 CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[6]);
 
-/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING, CALL, INLINE_ENTRY}.
- * Nothing is counted where nothing was written, nor an ENTRY that its writer never finished. Returns the offset where
- * reading had to stop.
+/* Add the events in `bytes` bytes after a chunk's header to counts = {ENTRY, EXIT, TAIL, LANDING, CALL, INLINE_ENTRY};
+ * scripts count as ENTRY and EXIT. Nothing is counted where nothing was written, nor an ENTRY that its writer never
+ * finished. Returns the offset where reading had to stop.
  */
 CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_t counts[6]) {
     const uint32_t *words = (const uint32_t *)events;
@@ -38,6 +38,9 @@ CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_
         case CS_EVENT_EXTENDED:
             if (second >> 3 == 0 || second >> 3 > end - at) {
                 return (int64_t)(at * 8);
+            }
+            if ((words[2 * at] & CS_LAST_FUNCTION) >= CS_SCRIPT_FIRST) {
+                counts[words[2 * at] <= CS_LAST_FUNCTION ? 0 : 1]++;
             }
             counts[5] += words[2 * at] == CS_EXTENDED_INLINE_ENTRY;
             counts[1] += words[2 * at] == CS_EXTENDED_INLINE_EXIT;

@@ -180,11 +180,35 @@ static void inlined(struct cs_rebuild *s, const uint8_t *bytes, bool is_entry) {
     }
 }
 
+/* A function of an interpreter begins or ends; `how` are the bits of the record's type beside its id. */
+static void script(struct cs_rebuild *s, const uint8_t *bytes, uint32_t function, uint32_t how) {
+    struct cs_script_event event;
+    memcpy(&event, bytes, sizeof event);
+    advance(s, event.time);
+    if (s->events == 1) {
+        cs_current(s)->near = event.sp;
+    }
+    uint32_t index = function - CS_SCRIPT_FIRST;
+    function = index < s->in.script_count ? s->in.script_ids[index] : function;
+    if (how == 0) {
+        cs_script_entry(s, event.sp, function);
+    } else {
+        cs_script_exit(s, event.sp, function, how == CS_SCRIPT_UNWOUND ? CS_ENDED_UNWOUND : CS_ENDED_RETURN);
+    }
+}
+
 /* An EXTENDED record of `units` times 8 bytes at `at`, `bytes` of the chunk. */
 static void extended(struct cs_rebuild *s, uint32_t type, uint32_t units, uint64_t at, const uint8_t *bytes) {
     if (type == CS_EXTENDED_INLINE_ENTRY || type == CS_EXTENDED_INLINE_EXIT) {
         if (units * 8 >= 8 + sizeof(struct cs_inline_event)) {
             inlined(s, bytes + 8, type == CS_EXTENDED_INLINE_ENTRY);
+        }
+        return;
+    }
+    uint32_t function = type & CS_LAST_FUNCTION;
+    if (function >= CS_SCRIPT_FIRST) {
+        if (units * 8 >= 8 + sizeof(struct cs_script_event)) {
+            script(s, bytes + 8, function, type & ~CS_LAST_FUNCTION);
         }
         return;
     }
@@ -242,7 +266,8 @@ static bool waits_no_more(struct cs_rebuild *s, const uint32_t event[4]) {
     case CS_EVENT_LANDING:
         return true;
     case CS_EVENT_EXTENDED:
-        return event[0] == CS_EXTENDED_INLINE_ENTRY || event[0] == CS_EXTENDED_INLINE_EXIT;
+        return event[0] == CS_EXTENDED_INLINE_ENTRY || event[0] == CS_EXTENDED_INLINE_EXIT ||
+               (event[0] & CS_LAST_FUNCTION) >= CS_SCRIPT_FIRST;
     default:
         return false;
     }

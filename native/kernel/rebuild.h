@@ -85,6 +85,8 @@ struct cs_rebuild_input {
     const int32_t *site_names, *node_names;
     const int32_t *target_names; /* by site: the function id of that address as a call's target */
     uint64_t site_count, node_count;
+    const uint32_t *script_ids; /* by id - SCRIPT_FIRST: the id that stands for this function in the whole trace */
+    uint64_t script_count;
     uint64_t origin_tsc; /* where start_ns is 0 */
     uint64_t tick_limit; /* times further from the origin than this are damaged */
     uint64_t tick_scale; /* nanoseconds a tick, times 2^CS_TICK_SHIFT */

@@ -222,6 +222,20 @@ void cs_frames_push_inline(struct cs_rebuild *s, struct cs_lane *lane, uint32_t 
     }
 }
 
+void cs_frames_push_script(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function) {
+    struct entry e = {sp, function, function, CS_NO_NODE, CS_FUNCTION_EXITS | CS_FUNCTION_TAILS};
+    const struct cs_frame *parent = top_of(lane);
+    struct cs_frame caller;
+    if (parent) {
+        caller = *parent;
+    }
+    uint64_t before = s->open_count;
+    push(s, lane, &e, parent ? &caller : NULL, false, 1);
+    if (s->open_count > before) {
+        top_of(lane)->marks |= CS_FRAME_SCRIPT;
+    }
+}
+
 static bool is_fresh(const struct cs_site_state *site, uint32_t function) {
     for (uint32_t i = 0; i < site->fresh_count && i < CS_FRESH_LIMIT; i++) {
         if (site->fresh[i] == function) {
@@ -316,7 +330,7 @@ static void enter_elsewhere(struct cs_rebuild *s, const struct entry *e, struct 
     bool is_gap = false;
     if (place.parent >= 0) {
         uint32_t count = (uint32_t)place.parent + 1;
-        while (count < lane->count && lane->frames[count].marks & CS_FRAME_INLINE) {
+        while (count < lane->count && lane->frames[count].marks & (CS_FRAME_INLINE | CS_FRAME_SCRIPT)) {
             count++;
         }
         while (lane->count > count) {
@@ -324,6 +338,8 @@ static void enter_elsewhere(struct cs_rebuild *s, const struct entry *e, struct 
         }
         top = top_of(lane);
         lane->frames[place.parent].marks &= (uint8_t)~(CS_FRAME_MARKED | CS_FRAME_LINKED);
+    } else if (top && top->marks & CS_FRAME_SCRIPT) {
+        is_gap = false; /* called by the interpreter */
     } else if (!top || !(top->marks & CS_FRAME_INLINE) || s->site_states[top->site].function != site->function) {
         uint32_t caller_sp = e->sp + site->offset;
         if (site->kind == CS_SITE_RSP) {

@@ -53,6 +53,7 @@ enum {
     CS_FRAME_INNER = 4,   /* it lies inside another call of its node */
     CS_FRAME_INLINE = 8,  /* an inlined call: code of the frame `chain` places before it */
     CS_FRAME_HOOKED = 16, /* the compiler's hook told of its entry too */
+    CS_FRAME_SCRIPT = 32, /* of an interpreter: its stack pointer stands for none */
 };
 
 struct cs_frame {
@@ -164,6 +165,8 @@ void cs_frames_pop_below(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp
 /* Open a frame for an inlined call below the lane's last one. */
 void cs_frames_push_inline(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function, uint32_t site,
                            bool is_gap);
+/* Open a frame for an interpreted call below the lane's last one. */
+void cs_frames_push_script(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function);
 
 /* rebuild_lists.c; false when there is no memory */
 bool cs_append32(struct cs_list32 *list, uint32_t value);
@@ -174,6 +177,11 @@ bool cs_append_captured(struct cs_rebuild *s, struct cs_captured value);
 /* The compiler's hook told that `function` begins at `sp` as a part of the code around the call site. */
 void cs_inline_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint32_t site);
 void cs_inline_exit(struct cs_rebuild *s, uint32_t sp, uint32_t function);
+
+/* rebuild_script.c */
+/* A recorder in an interpreter told that `function` begins, or ends, with its own stack pointer. */
+void cs_script_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function);
+void cs_script_exit(struct cs_rebuild *s, uint32_t sp, uint32_t function, unsigned ended_by);
 
 /* The frame whose code a lane's last frame is: itself, or what an inlined call is part of. Null: not traced. */
 static inline struct cs_frame *cs_lane_code(const struct cs_lane *lane) {

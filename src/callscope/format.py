@@ -21,6 +21,7 @@ FEATURE_KEEP_LAST = 2
 FEATURE_CALLS = 4
 FEATURE_CALLS_ONCE = 8
 FEATURE_STACKS = 16
+FEATURE_SCRIPTS = 32
 
 EVENT_NONE = 0
 EVENT_ENTRY = 1
@@ -35,6 +36,9 @@ EXTENDED_ARGUMENTS = 1
 EXTENDED_RESULT = 2
 EXTENDED_INLINE_ENTRY = 16
 EXTENDED_INLINE_EXIT = 17
+SCRIPT_FIRST = 0x20000000
+SCRIPT_EXIT = 0x80000000
+SCRIPT_UNWOUND = 0xC0000000
 EXTENDED_STACK = 3
 EXTENDED_STACK_SHARED = 4
 STACK_EXACT = 0x8000000000000000
@@ -60,6 +64,9 @@ JOURNAL_MARKER = 7
 JOURNAL_CRASH = 8
 JOURNAL_NOTE = 9
 JOURNAL_THREAD_CREATED = 10
+JOURNAL_SCRIPT_FUNCTION = 11
+SCRIPT_CODE = 0
+SCRIPT_NATIVE = 1
 CAUSE_LAUNCH = 0
 CAUSE_EXEC = 1
 CAUSE_FORK = 2
@@ -161,7 +168,8 @@ EVENTS_HEADER = np.dtype(
         ("max_depth", "<u4"),
         ("stacks_signal", "<u4"),
         ("stacks_every", "<u8"),
-        ("reserved1", "<u8", (5,)),
+        ("next_script", "<u4"),
+        ("reserved1", "<u4", (9,)),
     ]
 )
 
@@ -194,6 +202,14 @@ ENTRY_EVENT = np.dtype(
 
 # EXIT, TAIL or CONTROL.
 SHORT_EVENT = np.dtype(
+    [
+        ("time", "<u4"),
+        ("sp", "<u4"),
+    ]
+)
+
+# Follows the 8 bytes of an EXTENDED record whose type holds a SCRIPT function id.
+SCRIPT_EVENT = np.dtype(
     [
         ("time", "<u4"),
         ("sp", "<u4"),
@@ -326,6 +342,19 @@ THREAD_CREATED = np.dtype(
         ("created_tsc", "<u8"),
         ("call_site", "<u8"),
         ("start_address", "<u8"),
+    ]
+)
+
+# Follows journal_record; then its name, the file it was written in, and its module in the interpreter, not padded.
+SCRIPT_FUNCTION = np.dtype(
+    [
+        ("function", "<u4"),
+        ("kind", "<u4"),
+        ("name_bytes", "<u4"),
+        ("file_bytes", "<u4"),
+        ("line", "<u4"),
+        ("module_bytes", "<u4"),
+        ("address", "<u8"),
     ]
 )
 

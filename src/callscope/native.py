@@ -10,6 +10,7 @@ from callscope.errors import NativeError
 
 LIBRARY_DIRECTORY = Path(__file__).resolve().parent / "lib"
 AGENT_NAME = "libcallscope-agent.so"
+PYTHON_NAME = "libcallscope-python.so"
 DROPIN_NAME = "libcalltrace.so"
 KERNEL_NAME = "libcallscope-kernel.so"
 WINDOWS_AGENT_NAME = "callscope-agent.dll"

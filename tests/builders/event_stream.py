@@ -127,6 +127,11 @@ class Thread:
         assert not self.stacks.pop()
         self.tops.pop()
 
+    def script(self, sp: int, function: int, how: int = 0) -> None:
+        """An interpreter's recorder tells of a function, with its own stack pointer; `how`: 0 or SCRIPT_*."""
+        self.time += CLOCK_STEP
+        self.data += struct.pack("<4I", function | how, 2 << 3 | records.EVENT_EXTENDED, self.time, sp)
+
     def control(self, what: int, value: int) -> None:
         """A CONTROL event."""
         self.data += struct.pack("<2I", value, what << 3 | records.EVENT_CONTROL)
@@ -195,6 +200,7 @@ def given(flags: dict[int, int] | None = None, cfa: int = records.CFA_RSP) -> Pa
         no_clock=False,
         resumed=np.empty(0, np.uint64),
         kept=kept,
+        scripts=np.empty(0, np.uint32),
     )
 
 

@@ -55,6 +55,7 @@ C_ROOMS: dict[str, set[str]] = {
     "launcher": {"include/callscope", "inject", "launcher"},
     "kernel": {"include/callscope", "kernel"},
     "python": {"include/callscope", "python"},
+    "python/calls": {"include/callscope", "python/calls"},
 }
 """Directories below native/, and those whose headers they may include."""
 

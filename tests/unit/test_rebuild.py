@@ -346,3 +346,41 @@ def test_damaged_events_are_survived(operations: list[tuple[str, int]], damage: 
     for place, value in damage:
         data[place % len(data)] = value
     check_rows(rebuild(bytes(data)).rows)
+
+
+def test_interpreted_calls_stand_between_native_ones() -> None:
+    """Two scripts run in one loop of an interpreter that nobody traces, and call native code that runs another loop."""
+    first = records.SCRIPT_FIRST
+    thread = Thread()
+    thread.enter(1)
+    loop = STACK - 0x300
+    thread.script(loop, first)
+    thread.script(loop, first + 1)
+    thread.tops[0] = loop + 0x80  # called from the loop, so above its recorder's stack pointer
+    frames, thread.stacks[0] = thread.stacks[0], []
+    thread.enter(2, returns_to=0x10)
+    thread.script(loop - 0x400, first + 2)
+    thread.script(loop - 0x400, first + 2, records.SCRIPT_EXIT)
+    thread.exit()
+    thread.stacks[0] = frames
+    thread.script(loop, first + 1, records.SCRIPT_UNWOUND)
+    thread.script(loop, first, records.SCRIPT_UNWOUND)
+    thread.exit()
+    found = rebuild(bytes(thread.data))
+    assert found.calls == [
+        Truth(1, -1, "return"), Truth(first, 0, "unwound"), Truth(first + 1, 1, "unwound"), Truth(2, 2, "return"),
+        Truth(first + 2, 3, "return"),
+    ]  # fmt: skip
+    assert found.counts["unmatched"] == 0
+    assert not found.rows["gap"].any()
+
+
+def test_interpreted_calls_that_nobody_ended_go_with_the_native_frame_around() -> None:
+    thread = Thread()
+    thread.enter(1)
+    thread.enter(2)
+    thread.script(STACK - 0x300, records.SCRIPT_FIRST)
+    thread.exit()
+    thread.exit()
+    found = rebuild(bytes(thread.data))
+    assert [(call.parent, call.ended_by) for call in found.calls] == [(-1, "return"), (0, "return"), (1, "unwound")]

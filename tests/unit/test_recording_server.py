@@ -281,11 +281,11 @@ def test_a_long_temporary_directory_is_not_used(tmp_path: Path, monkeypatch: pyt
 def test_the_program_keeps_its_own_preloaded_libraries() -> None:
     agent, session, recorder = Path("/c/libcallscope-agent.so"), Path("/t"), Path("/s/recorder")
     before = {"A": "b", "LD_PRELOAD": "/x/liba.so /old/libcallscope-agent.so:libb.so", "CALLSCOPE_FOLLOW": "0"}
-    after = traced_environment(before, agent, session, recorder, follow=True)
+    after = traced_environment(before, [agent], session, recorder, follow=True)
     assert after == {
         "A": "b",
         "LD_PRELOAD": "/c/libcallscope-agent.so:/x/liba.so:libb.so",
         "CALLSCOPE_SESSION": "/t",
         "CALLSCOPE_RECORDER": "/s/recorder",
     }
-    assert traced_environment({}, agent, session, recorder, follow=False)["CALLSCOPE_FOLLOW"] == "0"
+    assert traced_environment({}, [agent], session, recorder, follow=False)["CALLSCOPE_FOLLOW"] == "0"

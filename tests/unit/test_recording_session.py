@@ -44,7 +44,10 @@ def test_a_new_trace_describes_itself(tmp_path: Path) -> None:
 def test_the_files_are_sparse_and_have_headers(tmp_path: Path) -> None:
     session = make(tmp_path / "t", RecordOptions(("git",), clock="none", max_depth=7))
     header = read_header(session.events)
-    assert header["magic"] == records.EVENTS_MAGIC and header["features"] == records.FEATURE_NO_CLOCK
+    assert (
+        header["magic"] == records.EVENTS_MAGIC
+        and header["features"] == records.FEATURE_NO_CLOCK | records.FEATURE_SCRIPTS
+    )
     assert header["chunk_limit"] * records.CHUNK_BYTES == session.events.stat().st_size
     assert header["max_depth"] == 7 and header["next_chunk"] == 1 and header["next_process"] == 0
     journal = np.fromfile(session.directory / "journal", records.JOURNAL_HEADER, 1)[0]
@@ -55,7 +58,7 @@ def test_the_files_are_sparse_and_have_headers(tmp_path: Path) -> None:
 def test_a_flight_recorder_is_as_large_as_asked(tmp_path: Path) -> None:
     session = make(tmp_path / "t", RecordOptions(("git",), keep_last=8 * MIB - 1))
     header = read_header(session.events)
-    assert header["features"] == records.FEATURE_KEEP_LAST
+    assert header["features"] == records.FEATURE_KEEP_LAST | records.FEATURE_SCRIPTS
     assert header["chunk_limit"] == 9  # eight chunks and the header
 
 

@@ -68,7 +68,8 @@ static void forget_environment(char **environment) {
     for (; *environment; environment++) {
         char *list = (char *)cs_text_after(*environment, "LD_PRELOAD=");
         if (list)
-            drop_entries(list, "/libcallscope-agent.so"), drop_entries(list, "/libcalltrace.so");
+            drop_entries(list, "/libcallscope-agent.so"), drop_entries(list, "/libcalltrace.so"),
+                drop_entries(list, "/libcallscope-python.so");
         if ((list && !*list) || cs_text_after(*environment, "CALLSCOPE_"))
             continue;
         *out++ = *environment;

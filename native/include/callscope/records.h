@@ -20,6 +20,7 @@
 #define CS_FEATURE_CALLS 4u
 #define CS_FEATURE_CALLS_ONCE 8u
 #define CS_FEATURE_STACKS 16u
+#define CS_FEATURE_SCRIPTS 32u
 
 #define CS_EVENT_NONE 0u
 #define CS_EVENT_ENTRY 1u
@@ -34,6 +35,9 @@
 #define CS_EXTENDED_RESULT 2u
 #define CS_EXTENDED_INLINE_ENTRY 16u
 #define CS_EXTENDED_INLINE_EXIT 17u
+#define CS_SCRIPT_FIRST 0x20000000u
+#define CS_SCRIPT_EXIT 0x80000000u
+#define CS_SCRIPT_UNWOUND 0xc0000000u
 #define CS_EXTENDED_STACK 3u
 #define CS_EXTENDED_STACK_SHARED 4u
 #define CS_STACK_EXACT 0x8000000000000000ull
@@ -59,6 +63,9 @@
 #define CS_JOURNAL_CRASH 8u
 #define CS_JOURNAL_NOTE 9u
 #define CS_JOURNAL_THREAD_CREATED 10u
+#define CS_JOURNAL_SCRIPT_FUNCTION 11u
+#define CS_SCRIPT_CODE 0u
+#define CS_SCRIPT_NATIVE 1u
 #define CS_CAUSE_LAUNCH 0u
 #define CS_CAUSE_EXEC 1u
 #define CS_CAUSE_FORK 2u
@@ -159,7 +166,8 @@ struct cs_events_header {
     uint32_t max_depth; /* 0: no limit */
     uint32_t stacks_signal; /* signal at which every thread's stack is captured, or 0 */
     uint64_t stacks_every; /* nanoseconds of each thread's processor time between captures of its stack, or 0 */
-    uint64_t reserved1[5];
+    uint32_t next_script; /* atomic: functions of interpreters that have an id so far; the first is SCRIPT_FIRST */
+    uint32_t reserved1[9];
 };
 _Static_assert(sizeof(struct cs_events_header) == 120, "events_header");
 
@@ -194,6 +202,13 @@ struct cs_short_event {
     uint32_t sp;
 };
 _Static_assert(sizeof(struct cs_short_event) == 8, "short_event");
+
+/* Follows the 8 bytes of an EXTENDED record whose type holds a SCRIPT function id. */
+struct cs_script_event {
+    uint32_t time;
+    uint32_t sp; /* low half of a stack pointer below the interpreter's own frame */
+};
+_Static_assert(sizeof(struct cs_script_event) == 8, "script_event");
 
 /* The words of an INLINE_ENTRY or INLINE_EXIT behind its first 8 bytes. */
 struct cs_inline_event {
@@ -312,6 +327,18 @@ struct cs_thread_created {
     uint64_t start_address; /* the function the thread began with */
 };
 _Static_assert(sizeof(struct cs_thread_created) == 32, "thread_created");
+
+/* Follows journal_record; then its name, the file it was written in, and its module in the interpreter, not padded. */
+struct cs_script_function {
+    uint32_t function; /* its id, from SCRIPT_FIRST */
+    uint32_t kind; /* SCRIPT_CODE, SCRIPT_NATIVE */
+    uint32_t name_bytes;
+    uint32_t file_bytes;
+    uint32_t line; /* of its definition, from 1; 0: unknown */
+    uint32_t module_bytes;
+    uint64_t address; /* SCRIPT_NATIVE: of the code, or 0 */
+};
+_Static_assert(sizeof(struct cs_script_function) == 32, "script_function");
 
 /* Follows journal_record, whose thread it is about; then vector state, copy of the stack, copy of the code, each padded to 8 bytes, and pieces. */
 struct cs_crash {

@@ -20,6 +20,7 @@ from callscope import format as records
 from callscope.calls import kernel
 from callscope.calls.captures import CapturesWriter
 from callscope.calls.kernel import Captured, PassInput, PassResult, Paths, rebuild_pass
+from callscope.calls.scripts import script_ids
 from callscope.calls.tables import CallsWriter, write_tables
 from callscope.calls.targets import Targets
 from callscope.errors import TraceError
@@ -187,6 +188,7 @@ def thread_inputs(trace: Trace) -> list[ThreadCalls]:
     ended = ends(trace.history, trace.end_tsc)
     chunks = trace.events.chunks
     features = trace.events.features
+    scripts = script_ids(trace.history.scripts)
     recorded = kernel.CALLS_RECORDED if features & records.FEATURE_CALLS else 0
     recorded |= kernel.CALLS_ONCE if features & records.FEATURE_CALLS_ONCE else 0
     found = []
@@ -207,6 +209,7 @@ def thread_inputs(trace: Trace) -> list[ThreadCalls]:
             resumed=np.empty(0, np.uint64),
             learning=True,
             kept=kept,
+            scripts=scripts,
         )
         found.append(ThreadCalls(thread.number, mine, given))
     return found

@@ -57,8 +57,8 @@ COLUMNS: dict[str, str] = {
 
 _INPUT = """
     function_flags function_owner function_out function_limit images image_count modules module_count resumed
-    resumed_count late late_count site_names node_names target_names site_count node_count origin_tsc tick_limit
-    tick_scale end_tsc
+    resumed_count late late_count site_names node_names target_names site_count node_count script_ids
+    script_count origin_tsc tick_limit tick_scale end_tsc
 """.split()  # noqa: SIM905
 _COUNTS = """
     calls events first_tsc last_tsc unmatched unfinished unknown too_deep merged_paths lanes left nodes sites late
@@ -101,7 +101,7 @@ class PassInput:
     """One pass over one thread.
 
     `resumed`: u8, learned; `late`, and `site_names`, `node_names`, `target_names`: of the first pass, i4; `calls`:
-    CALLS_* flags; `kept`: what `images` points to.
+    CALLS_* flags; `kept`: what `images` points to; `scripts`: as callscope.calls.scripts.script_ids gives them.
     """
 
     functions: Functions
@@ -114,6 +114,7 @@ class PassInput:
     no_clock: bool
     resumed: NDArray[np.uint64]
     kept: list[Any]
+    scripts: NDArray[np.uint32]
     calls: int = 0
     learning: bool = False
     late: NDArray[np.void] | None = None
@@ -219,6 +220,7 @@ def _input(given: PassInput, emit: bool) -> tuple[_Input, list[Any]]:
         "site_names": given.site_names,
         "node_names": given.node_names,
         "target_names": given.target_names,
+        "script_ids": given.scripts,
     }
     structure = _Input()
     kept = []
@@ -235,6 +237,7 @@ def _input(given: PassInput, emit: bool) -> tuple[_Input, list[Any]]:
         "late_count": given.late,
         "site_count": given.site_names,
         "node_count": given.node_names,
+        "script_count": given.scripts,
     }.items():
         setattr(structure, name, 0 if counted is None else len(counted))
     structure.origin_tsc = given.origin_tsc

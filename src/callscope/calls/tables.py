@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from callscope.calls.captures import read_layouts
 from callscope.calls.names import ImageNames
+from callscope.calls.scripts import script_rows
 from callscope.calls.targets import Target
 from callscope.trace.open import Trace
 
@@ -191,6 +192,7 @@ def _write_functions(
                     "captures": layouts.get(str(number - image.id_base)),
                 }
             )
+    rows += script_rows(trace.history.scripts, called)
     rows += _target_rows(trace, names, targets)
     _write_rows(
         target,

@@ -75,6 +75,11 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Capture each thread's call stack every TIME of its processor time, such as 10ms."),
         click.option("--stacks-on", default="", metavar="SIGNAL",
                      help="Capture the call stacks of all threads when SIGNAL arrives, such as USR2."),
+        click.option("--no-python", "python", flag_value="off", help="Leave calls of Python functions out."),
+        click.option("--python-only", "python", flag_value="only",
+                     help="Record calls of Python functions, and of what they call by name, and nothing else."),
+        click.option("--interpreter-frames", is_flag=True,
+                     help="Trace Python's interpreter as other programs: its functions stand between Python's."),
         click.option("-q", "--quiet", is_flag=True, help="No summary when the program has ended."),
     ]  # fmt: skip
     for option in reversed(options):
@@ -139,4 +144,5 @@ def show_summary(result: RecordResult, reported: bool = False) -> None:
 
 def options_of(command: tuple[str, ...], no_follow: bool, **options: Any) -> RecordOptions:
     """What click parsed, as RecordOptions. Raises UsageError."""
+    options["python"] = options.get("python") or "on"
     return RecordOptions(command=command, follow=not no_follow, **options)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from callscope.errors import NativeError, RecordError
-from callscope.native import AGENT_NAME, kernel, library_path
+from callscope.native import AGENT_NAME, PYTHON_NAME, kernel, library_path
 
 SESSION_VARIABLE = "CALLSCOPE_SESSION"
 RECORDER_VARIABLE = "CALLSCOPE_RECORDER"
@@ -24,12 +24,12 @@ PRELOAD_VARIABLE = "LD_PRELOAD"
 _PRELOAD_SEPARATORS = " :"
 
 
-def agent_path(spare: Path) -> Path:
-    """The agent library by a path that LD_PRELOAD can hold, without spaces or colons: a link in `spare` if need be."""
-    path = library_path(AGENT_NAME)
+def preload_path(name: str, spare: Path) -> Path:
+    """A native library by a path that LD_PRELOAD can hold, without spaces or colons: a link in `spare` if need be."""
+    path = library_path(name)
     if not any(separator in str(path) for separator in _PRELOAD_SEPARATORS):
         return path
-    link = spare / AGENT_NAME
+    link = spare / name
     if any(separator in str(link) for separator in _PRELOAD_SEPARATORS):
         raise RecordError(f"neither {path} nor {link} can be preloaded: set TMPDIR to a path without spaces or colons")
     if not link.is_symlink():
@@ -37,15 +37,20 @@ def agent_path(spare: Path) -> Path:
     return link
 
 
+def preloaded(spare: Path, python: bool) -> list[Path]:
+    """What the program's loader is to load first. `python`: with the recorder of Python calls."""
+    return [preload_path(name, spare) for name in (AGENT_NAME, PYTHON_NAME)[: 1 + python]]
+
+
 def traced_environment(
-    environment: Mapping[str, str], agent: Path, session: Path, recorder: Path, follow: bool
+    environment: Mapping[str, str], libraries: Sequence[Path], session: Path, recorder: Path, follow: bool
 ) -> dict[str, str]:
     """The environment of the program: `environment` and what the agent reads.
 
-    The user's own preloaded libraries stay, after the agent; an agent of an outer recording goes.
+    The user's own preloaded libraries stay, after `libraries`; those of an outer recording go.
     """
     others = environment.get(PRELOAD_VARIABLE, "").replace(":", " ").split()
-    preload = [str(agent), *(path for path in others if Path(path).name != AGENT_NAME)]
+    preload = [*map(str, libraries), *(path for path in others if Path(path).name not in (AGENT_NAME, PYTHON_NAME))]
     traced = dict(environment) | {
         PRELOAD_VARIABLE: ":".join(preload),
         SESSION_VARIABLE: str(session),

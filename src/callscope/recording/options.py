@@ -7,6 +7,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from callscope.errors import UsageError
 from callscope.patching.scope import Arguments, Calls, Scope
@@ -35,6 +36,8 @@ class RecordOptions:
     raw_args: also the registers of functions without a prototype; prototypes: a file of C declarations.
     stacks_at: globs of functions at whose entries the stack is captured; stacks_every_ns: nanoseconds of processor time
     between captures in each thread, 0 for none; stacks_on: a signal at which all threads' stacks are captured.
+    python: 'on' for calls of Python functions beside native ones, 'only' without those, 'off' for none;
+    interpreter_frames: Python's interpreter itself is traced like other programs.
     calls: record call sites too: 'on', or 'once' for nothing but each site's first call; '' for none.
     """
 
@@ -56,6 +59,8 @@ class RecordOptions:
     stacks_at: tuple[str, ...] = ()
     stacks_every_ns: int = 0
     stacks_on: str = ""
+    python: Literal["on", "only", "off"] = "on"
+    interpreter_frames: bool = False
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:
@@ -66,6 +71,10 @@ class RecordOptions:
             raise UsageError(f"a depth limit of {self.max_depth} is impossible: give 1 to {DEPTH_LIMIT}, or 0 for none")
         if self.clock not in ("tsc", "none"):
             raise UsageError(f"there is no clock {self.clock!r}: use tsc or none")
+        if self.python not in ("on", "only", "off"):
+            raise UsageError(f"Python cannot be recorded {self.python!r}: use on, only or off")
+        if self.python == "only" and self.interpreter_frames:
+            raise UsageError("the interpreter's own functions are not Python's: leave --python-only or it out")
         if self.calls not in ("", "on", "once"):
             raise UsageError(f"there is no --calls={self.calls}: use --calls or --calls=once")
         if self.prototypes is not None and not isinstance(self.prototypes, Path):

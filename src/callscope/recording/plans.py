@@ -23,7 +23,7 @@ from callscope.binary.open import open_image, read_build_id
 from callscope.binary.pe import PeImage
 from callscope.binary.symbols import open_symbols
 from callscope.errors import CallscopeError, PlanError
-from callscope.native import AGENT_NAME, DROPIN_NAME, WINDOWS_AGENT_NAME
+from callscope.native import AGENT_NAME, DROPIN_NAME, PYTHON_NAME, WINDOWS_AGENT_NAME
 from callscope.patching.cache import PlanFiles, load_or_plan
 from callscope.patching.report import PlanReport
 from callscope.patching.scope import Scope
@@ -32,6 +32,7 @@ from callscope.recording.rules import Functions, Rules
 from callscope.recording.session import Session
 from callscope.recording.unpacked import is_packed, is_windows_file, memory_image
 
+_OWN = (AGENT_NAME, PYTHON_NAME, DROPIN_NAME, WINDOWS_AGENT_NAME)
 _LOADERS = ("ld-linux", "ld-musl", "ld-2.", "ld.so", "ntdll.dll")
 
 
@@ -299,12 +300,10 @@ def planner_of(scope: Scope) -> Callable[[str], PlanFiles]:
 
 
 def is_untraceable(path: str) -> bool:
-    """Whether a module is one that is never traced: the loader, which runs before there is an agent; the agent; the
-    kernel's code in every process, which is no file."""
+    """Whether a module is one that is never traced: the loader, which runs before there is an agent; callscope's own;
+    the kernel's code in every process, which is no file."""
     name = PurePath(path).name
-    return (
-        not path.startswith("/") or name in (AGENT_NAME, DROPIN_NAME, WINDOWS_AGENT_NAME) or name.startswith(_LOADERS)
-    )
+    return not path.startswith("/") or name in _OWN or name.startswith(_LOADERS)
 
 
 def read_functions(path: Path) -> NDArray[np.void]:

@@ -16,8 +16,8 @@ from callscope.recording.count import EventCounts, count_events
 from callscope.recording.directory import default_directory
 from callscope.recording.journal import JournalSummary, summarise_journal
 from callscope.recording.launch import (
-    agent_path,
     forward_signals,
+    preloaded,
     signals_held,
     start_program,
     traced_environment,
@@ -125,8 +125,8 @@ def run_traced(
     """Run the program, through Wine when that is given, while its agents are answered: as `run`."""
     if wine is None:
         with Server(plans.answer) as server:
-            agent = agent_path(server.directory)
-            environment = traced_environment(os.environ, agent, session.directory, server.path, options.follow)
+            libraries = preloaded(server.directory, options.python != "off")
+            environment = traced_environment(os.environ, libraries, session.directory, server.path, options.follow)
             return run(target.path, options.command, environment, session)
     with Mailbox(plans.answer) as box:
         arguments = options.command[1:]

@@ -31,6 +31,14 @@ MAIN = "main"
 ALL = "all"
 
 
+_INTERPRETER = re.compile(r"(lib)?python[23]?(\.[0-9]+)?[a-z]*(\.so.*)?")
+
+
+def is_interpreter(path: str) -> bool:
+    """Whether a module is Python's interpreter, by its file name: its own functions say little about the program."""
+    return bool(_INTERPRETER.fullmatch(PurePath(path).name))
+
+
 @dataclass(frozen=True)
 class Functions:
     """What the rules need to know of a module's functions, in the order of its plan.
@@ -80,6 +88,8 @@ class Rules:
     modules: tuple[str, ...]
     functions: list[FunctionRule]
     excludes: list[FunctionRule]
+    python: str = "off"
+    interpreter_frames: bool = True
     _seen_modules: set[str] = field(default_factory=set)
 
     @staticmethod
@@ -88,10 +98,14 @@ class Rules:
         excludes = [FunctionRule.parse(text) for text in options.excludes]
         for path in options.exclude_files:
             excludes += read_exclude_file(path)
-        return Rules(options.modules, [FunctionRule.parse(text) for text in options.functions], excludes)
+        functions = [FunctionRule.parse(text) for text in options.functions]
+        frames = options.interpreter_frames or options.python == "off"
+        return Rules(options.modules, functions, excludes, options.python, frames)
 
     def wants_module(self, path: str, is_main: bool) -> bool:
         """Whether any function of the module may be traced."""
+        if self.python == "only":
+            return False
         by_module_rule = self._module_rule(path, is_main)
         return bool(self._function_rules(path, by_module_rule)) if self.functions else by_module_rule
 
@@ -120,9 +134,11 @@ class Rules:
         ]
 
     def _module_rule(self, path: str, is_main: bool) -> bool:
+        is_folded = not self.interpreter_frames and is_interpreter(path)
         if not self.modules:
-            return is_main or is_instrumented(path)
-        found = [t for t in self.modules if t == ALL or (t == MAIN and is_main) or module_matches(t, path)]
+            return (is_main and not is_folded) or is_instrumented(path)
+        broad = (ALL, MAIN) if is_main else (ALL,)
+        found = [t for t in self.modules if (t in broad and not is_folded) or module_matches(t, path)]
         self._seen_modules.update(found)
         return bool(found)
 

@@ -49,6 +49,7 @@ class Session:
         features |= records.FEATURE_KEEP_LAST if options.keep_last else 0
         features |= records.FEATURE_CALLS if options.calls else 0
         features |= records.FEATURE_STACKS if options.wants_stacks else 0
+        features |= records.FEATURE_SCRIPTS if options.python != "off" else 0
         features |= records.FEATURE_CALLS_ONCE if options.calls == "once" else 0
         made = False
         try:

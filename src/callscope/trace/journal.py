@@ -26,11 +26,13 @@ _MODULE_UNLOAD = struct.Struct("<QQ")
 _TEXT = struct.Struct("<II")
 _THREAD_CREATED = struct.Struct("<IIQQQ")
 _PIECE = struct.Struct("<QQ")
+_SCRIPT_FUNCTION = struct.Struct("<IIIIIIQ")
 assert _RECORD.size == records.JOURNAL_RECORD.itemsize
 assert _PROCESS_START.size == records.PROCESS_START.itemsize
 assert _MODULE_LOAD.size == records.MODULE_LOAD.itemsize
 assert _THREAD_CREATED.size == records.THREAD_CREATED.itemsize
 assert _PIECE.size == records.CRASH_PIECE.itemsize
+assert _SCRIPT_FUNCTION.size == records.SCRIPT_FUNCTION.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,21 @@ class ThreadCreated(Record):
     created_tsc: int
     call_site: int
     start_address: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptFunction(Record):
+    """A function of an interpreter. script_kind: SCRIPT_CODE or SCRIPT_NATIVE. file, module: empty where there is none.
+    line: from 1, 0 when unknown. address: a native one's code, absolute, or 0.
+    """
+
+    function: int
+    script_kind: int
+    line: int
+    address: int
+    name: str
+    file: str
+    module: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +239,14 @@ def _parse(record: Record, payload: bytes) -> Record | None:
             return ModuleUnload(*head, *_MODULE_UNLOAD.unpack_from(payload))
         if record.kind == records.JOURNAL_THREAD_CREATED:
             return ThreadCreated(*head, *_THREAD_CREATED.unpack_from(payload))
+        if record.kind == records.JOURNAL_SCRIPT_FUNCTION:
+            function, kind, *lengths, line, module_bytes, address = _SCRIPT_FUNCTION.unpack_from(payload)
+            texts, at = [], _SCRIPT_FUNCTION.size
+            for length in (*lengths, module_bytes):
+                texts.append(_text(payload, at, length))
+                at += length
+            name, file, module = texts
+            return ScriptFunction(*head, function, kind, line, address, name, file, module)
         if record.kind == records.JOURNAL_CRASH:
             return _parse_crash(record, payload)
         if record.kind in (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_MARKER,
@@ -280,6 +305,7 @@ __all__ = [
     "ModuleUnload",
     "ProcessStart",
     "Record",
+    "ScriptFunction",
     "Text",
     "ThreadCreated",
     "TraceError",

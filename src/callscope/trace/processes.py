@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callscope import format as records
-from callscope.trace.journal import Crash, ModuleLoad, ModuleUnload, ProcessStart, Record, Text, ThreadCreated
+from callscope.trace.journal import (
+    Crash,
+    ModuleLoad,
+    ModuleUnload,
+    ProcessStart,
+    Record,
+    ScriptFunction,
+    Text,
+    ThreadCreated,
+)
 
 CAUSES = {records.CAUSE_LAUNCH: "launch", records.CAUSE_EXEC: "exec", records.CAUSE_FORK: "fork"}
 _OF_THREADS = (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_THREAD_CREATED)
@@ -99,12 +108,14 @@ class Note:
 
 @dataclass(frozen=True)
 class History:
-    """What happened beside calls. processes, threads: by number. crashes: in order of time."""
+    """What happened beside calls. processes, threads: by number. crashes: in order of time. scripts: functions of
+    interpreters, in order of time."""
 
     processes: dict[int, Process]
     threads: dict[int, Thread]
     notes: list[Note]
     crashes: list[Crash] = field(default_factory=list)
+    scripts: list[ScriptFunction] = field(default_factory=list)
 
 
 def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: list[str]) -> History:
@@ -127,6 +138,8 @@ def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: 
             _unload(process, record)
         elif record.kind == records.JOURNAL_PROCESS_END and process:
             process.end_tsc = record.tsc
+        elif isinstance(record, ScriptFunction):
+            history.scripts.append(record)
         elif isinstance(record, Crash):
             history.crashes.append(record)
         elif record.kind in _OF_THREADS and record.thread and process:

@@ -1,0 +1,31 @@
+/* Between the agent and a recorder inside of an interpreter. The agent's side links to nothing and may be called from
+ * any thread and signal handler; a recorder looks these functions up, and does nothing where they are not. */
+#ifndef CALLSCOPE_SCRIPT_H
+#define CALLSCOPE_SCRIPT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define CALLSCOPE_SCRIPT __attribute__((visibility("default"), used))
+
+/* Whether calls of this process are recorded at all. */
+CALLSCOPE_SCRIPT bool callscope_script_wanted(void);
+
+struct callscope_script {
+    uint32_t kind;                    /* SCRIPT_CODE or SCRIPT_NATIVE */
+    uint32_t line;                    /* of its definition, or 0 */
+    uint64_t address;                 /* a native one's code, or 0 */
+    const char *name, *file, *module; /* "" where there is none */
+};
+
+/* Tell of a function. Its id in this session; 0 when there is no room. */
+CALLSCOPE_SCRIPT uint32_t callscope_script_function(const struct callscope_script *script);
+
+/* The function with that id begins (is resumed), or ends (yields) in the calling thread. */
+CALLSCOPE_SCRIPT void callscope_script_enter(uint32_t function);
+CALLSCOPE_SCRIPT void callscope_script_leave(uint32_t function, bool by_exception);
+
+/* What the recorder itself makes the interpreter do is not to be recorded. Pairs may nest. */
+CALLSCOPE_SCRIPT void callscope_script_mute(bool muted);
+
+#endif

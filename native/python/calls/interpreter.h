@@ -1,0 +1,121 @@
+/* A CPython interpreter, 3.9 to 3.14, as far as the recorder needs it: its functions are looked up by name when the
+ * library is loaded, so that one library serves every version, and no header of any is needed.
+ *
+ * What is used of objects' memory has been the same since 3.6 (without Py_TRACE_REFS and with the global lock), and is
+ * checked before use: ob_refcnt, ob_type; PyCFunctionObject.m_ml; PyMethodDescrObject.d_method; PyMethodDef.
+ * Source: CPython's Include/object.h, methodobject.h, descrobject.h, cpython/code.h; docs.python.org, "C API". */
+#ifndef CALLSCOPE_PYTHON_INTERPRETER_H
+#define CALLSCOPE_PYTHON_INTERPRETER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "callscope/script.h"
+
+typedef struct object {
+    ssize_t references;
+    struct object *type;
+} object;
+
+/* PyMethodDef; it ends with the documentation. */
+struct method {
+    const char *name;
+    void *code;
+    int flags;
+    const char *doc;
+};
+
+/* PyMemAllocatorEx. */
+struct allocator {
+    void *data;
+    void *(*malloc)(void *data, size_t bytes);
+    void *(*calloc)(void *data, size_t count, size_t bytes);
+    void *(*realloc)(void *data, void *memory, size_t bytes);
+    void (*free)(void *data, void *memory);
+};
+
+typedef struct thread_state thread_state;
+typedef struct interpreter_state interpreter_state;
+typedef struct frame frame;
+typedef int (*profile_function)(object *self, frame *at, int what, object *argument);
+typedef int (*audit_hook)(const char *event, object *arguments, void *data);
+
+/* X(what it returns, name, parameters): looked up all at once; those of `OPTIONAL` may be missing. */
+#define CS_PYTHON_FUNCTIONS(X)                                                                                         \
+    X(int, Py_IsInitialized, (void))                                                                                   \
+    X(void, Py_DecRef, (object *))                                                                                     \
+    X(const char *, Py_GetVersion, (void))                                                                             \
+    X(int, PySys_AddAuditHook, (audit_hook, void *))                                                                   \
+    X(void, PyMem_GetAllocator, (int domain, struct allocator *))                                                      \
+    X(void, PyMem_SetAllocator, (int domain, struct allocator *))                                                      \
+    X(object *, PySys_GetObject, (const char *))                                                                       \
+    X(object *, PyObject_GetAttrString, (object *, const char *))                                                      \
+    X(object *, PyMapping_GetItemString, (object *, const char *))                                                     \
+    X(object *, PyTuple_GetItem, (object *, ssize_t))                                                                  \
+    X(ssize_t, PyTuple_Size, (object *))                                                                               \
+    X(object *, PyEval_GetGlobals, (void))                                                                             \
+    X(object *, PyObject_CallMethod, (object *, const char *, const char *, ...))                                      \
+    X(object *, PyImport_ImportModule, (const char *))                                                                 \
+    X(object *, PyCFunction_NewEx, (struct method *, object *, object *))                                              \
+    X(void *, PyCFunction_GetFunction, (object *))                                                                     \
+    X(long, PyLong_AsLong, (object *))                                                                                 \
+    X(const char *, PyUnicode_AsUTF8AndSize, (object *, ssize_t *))                                                    \
+    X(void, PyErr_Clear, (void))                                                                                       \
+    X(void, PyErr_Fetch, (object **, object **, object **))                                                            \
+    X(void, PyErr_Restore, (object *, object *, object *))                                                             \
+    X(object *, PyFrame_GetCode, (frame *))                                                                            \
+    X(thread_state *, PyThreadState_Get, (void))                                                                       \
+    X(thread_state *, PyThreadState_Next, (thread_state *))                                                            \
+    X(interpreter_state *, PyThreadState_GetInterpreter, (thread_state *))                                             \
+    X(thread_state *, PyInterpreterState_ThreadHead, (interpreter_state *))                                            \
+    X(int, _PyEval_SetProfile, (thread_state *, profile_function, object *))
+
+#define CS_PYTHON_FIELD(result, name, parameters) result(*name) parameters;
+
+struct cs_python {
+    CS_PYTHON_FUNCTIONS(CS_PYTHON_FIELD)
+    /* _PyCode_* or, from 3.12 on, PyUnstable_Code_* */
+    ssize_t (*request_extra)(void (*free_extra)(void *));
+    int (*get_extra)(object *code, ssize_t index, void **extra);
+    int (*set_extra)(object *code, ssize_t index, void *extra);
+    object *none, *builtin_type, *builtin_method_type, *descriptor_type, *class_descriptor_type, *module_type;
+    object *type_type, *missing;
+    int minor; /* of version 3 */
+    ssize_t extra_index;
+};
+
+extern struct cs_python cs_python;
+
+/* The agent's side of callscope/script.h. */
+struct cs_agent {
+    bool (*wanted)(void);
+    uint32_t (*function)(const struct callscope_script *script);
+    void (*enter)(uint32_t function);
+    void (*leave)(uint32_t function, bool by_exception);
+    void (*mute)(bool muted);
+};
+
+extern struct cs_agent cs_agent;
+
+/* Whether there is an interpreter in this process, and an agent that records it. */
+bool cs_python_find(void);
+/* ---- hook.c */
+/* Have the interpreter call `start` once, when it is about to run a program. */
+void cs_python_await(void (*start)(void));
+
+/* Before anything is recorded, with the interpreter ready: whether its objects are what they should be. */
+bool cs_python_check(void);
+
+/* ---- functions.c */
+/* The id of the function that `code` is of; 0: it is not to be recorded. */
+uint32_t cs_python_of_code(object *code);
+/* The same of a function of a library, by what a PyCFunction or a method descriptor holds. */
+uint32_t cs_python_of_native(object *callable);
+
+/* ---- monitoring.c, from 3.12 on; profile.c, up to 3.11 */
+bool cs_python_monitor(void);
+bool cs_python_profile(void);
+
+#endif

@@ -1,0 +1,113 @@
+/* Calls from 3.12 on: callbacks of sys.monitoring (PEP 669), written in C. */
+#include <string.h>
+
+#include "interpreter.h"
+
+enum { FASTCALL = 0x80 }; /* METH_FASTCALL */
+
+typedef object *callback(object *self, object *const *arguments, ssize_t count);
+
+static object *entered(object *self, object *const *arguments, ssize_t count) {
+    (void)self, (void)count;
+    uint32_t function = cs_python_of_code(arguments[0]);
+    if (function)
+        cs_agent.enter(function);
+    return cs_python.none;
+}
+
+static object *left(object *self, object *const *arguments, ssize_t count) {
+    (void)self, (void)count;
+    uint32_t function = cs_python_of_code(arguments[0]);
+    if (function)
+        cs_agent.leave(function, false);
+    return cs_python.none;
+}
+
+static object *unwound(object *self, object *const *arguments, ssize_t count) {
+    (void)self, (void)count;
+    uint32_t function = cs_python_of_code(arguments[0]);
+    if (function)
+        cs_agent.leave(function, true);
+    return cs_python.none;
+}
+
+/* What sys.setprofile calls C functions: builtin functions and methods, and method descriptors with an object. */
+static bool is_native(object *const *arguments) {
+    const object *callable = arguments[2], *type = callable->type;
+    return type == cs_python.builtin_type || type == cs_python.builtin_method_type ||
+           (type == cs_python.descriptor_type && arguments[3] != cs_python.missing);
+}
+
+static object *called(object *self, object *const *arguments, ssize_t count) {
+    (void)self, (void)count;
+    uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
+    if (function)
+        cs_agent.enter(function);
+    return cs_python.none;
+}
+
+static object *returned(object *self, object *const *arguments, ssize_t count) {
+    (void)self, (void)count;
+    uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
+    if (function)
+        cs_agent.leave(function, false);
+    return cs_python.none;
+}
+
+static object *raised(object *self, object *const *arguments, ssize_t count) {
+    (void)self, (void)count;
+    uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
+    if (function)
+        cs_agent.leave(function, true);
+    return cs_python.none;
+}
+
+static const struct event {
+    const char *name;
+    callback *callback;
+} events[] = {
+    {"PY_START", entered},  {"PY_RESUME", entered}, {"PY_THROW", entered},  {"PY_RETURN", left}, {"PY_YIELD", left},
+    {"PY_UNWIND", unwound}, {"CALL", called},       {"C_RETURN", returned}, {"C_RAISE", raised},
+};
+
+enum { EVENTS = sizeof events / sizeof *events };
+
+static struct method methods[EVENTS];
+
+/* Register the callbacks with the first tool that is free among those that have no name in PEP 669. */
+static long take_tool(object *monitoring) {
+    static const int tools[] = {4, 3, 5, 2};
+    for (unsigned i = 0; i < sizeof tools / sizeof *tools; i++) {
+        object *done = cs_python.PyObject_CallMethod(monitoring, "use_tool_id", "is", tools[i], "callscope");
+        if (done)
+            return tools[i];
+        cs_python.PyErr_Clear();
+    }
+    return -1;
+}
+
+static bool install(object *monitoring, object *names) {
+    long tool = take_tool(monitoring), wanted = 0;
+    for (unsigned i = 0; i < EVENTS && tool >= 0; i++) {
+        methods[i] = (struct method){"callscope", (void *)events[i].callback, FASTCALL, NULL};
+        object *function = cs_python.PyCFunction_NewEx(&methods[i], NULL, NULL);
+        object *number = cs_python.PyObject_GetAttrString(names, events[i].name);
+        if (!function || !number)
+            return false;
+        wanted |= cs_python.PyLong_AsLong(number);
+        object *before =
+            cs_python.PyObject_CallMethod(monitoring, "register_callback", "iOO", (int)tool, number, function);
+        cs_python.Py_DecRef(function);
+        if (!before)
+            return false;
+    }
+    cs_python.missing = cs_python.PyObject_GetAttrString(monitoring, "MISSING");
+    return tool >= 0 && cs_python.missing &&
+           cs_python.PyObject_CallMethod(monitoring, "set_events", "il", (int)tool, wanted);
+}
+
+bool cs_python_monitor(void) {
+    object *monitoring = cs_python.PySys_GetObject("monitoring");
+    object *names = monitoring ? cs_python.PyObject_GetAttrString(monitoring, "events") : NULL;
+    return names && install(monitoring, names);
+}
