@@ -1,11 +1,10 @@
-/* Which id a function has: told to the agent at its first call, found again in the code object or by the method. */
+/* Which id a function has: told to the agent at its first call, found again in the code object or by the method. An id
+ * of 0 is remembered too: there was no room. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "callscope/records.h"
 #include "interpreter.h"
-
-#define LEFT_OUT 1u /* kept in place of an id, which is 0 for what was never seen */
 
 enum { BUILTIN_METHOD = 2, DESCRIPTOR_METHOD = 5 }; /* words from an object's start to its PyMethodDef */
 
@@ -14,6 +13,8 @@ struct native {
     const struct method *method;
     uint32_t function;
 };
+
+struct known_code cs_python_known[KNOWN_CODES];
 
 static struct native *natives;
 static uint64_t native_count, native_mask;
@@ -45,7 +46,7 @@ static uint32_t quietly(uint32_t (*tell)(object *), object *of) {
     uint32_t function = tell(of);
     cs_python.PyErr_Restore(type, value, traceback);
     cs_agent.mute(false);
-    return function ? function : LEFT_OUT;
+    return function;
 }
 
 /* The frame that is being entered is the current one: its globals name the module. The program itself goes by its
@@ -77,15 +78,30 @@ static uint32_t tell_code(object *code) {
     return function;
 }
 
-uint32_t cs_python_of_code(object *code) {
+uint32_t cs_python_ask_code(object *code) {
     void *extra = NULL;
-    if (cs_python.get_extra(code, cs_python.extra_index, &extra) == 0 && !extra) {
-        extra = (void *)(uintptr_t)quietly(tell_code, code);
-        if (cs_python.set_extra(code, cs_python.extra_index, extra) != 0)
+    if (cs_python.get_extra(code, cs_python.extra_index, &extra) != 0)
+        cs_python.PyErr_Clear();
+    struct known_code *known = extra;
+    if (!known) {
+        if (!(known = malloc(sizeof *known)))
+            return 0;
+        *known = (struct known_code){code, quietly(tell_code, code)};
+        if (cs_python.set_extra(code, cs_python.extra_index, known) != 0) {
             cs_python.PyErr_Clear();
+            free(known);
+            return 0; /* nobody would say when it is freed */
+        }
     }
-    uint32_t function = (uint32_t)(uintptr_t)extra;
-    return function == LEFT_OUT ? 0 : function;
+    *cs_python_place(code) = *known;
+    return known->function;
+}
+
+void cs_python_forget_code(void *extra) {
+    struct known_code *known = extra, *place = cs_python_place(known->code);
+    if (place->code == known->code)
+        place->code = NULL;
+    free(known);
 }
 
 static const struct method *method_of(const object *callable) {
@@ -169,5 +185,5 @@ uint32_t cs_python_of_native(object *callable) {
             native_count++;
         *slot = (struct native){method, function};
     }
-    return slot->function == LEFT_OUT ? 0 : slot->function;
+    return slot->function;
 }

@@ -32,6 +32,7 @@ bool cs_python_find(void) {
     cs_python.request_extra = find("PyUnstable_Eval_RequestCodeExtraIndex", "_PyEval_RequestCodeExtraIndex");
     cs_python.get_extra = find("PyUnstable_Code_GetExtra", "_PyCode_GetExtra");
     cs_python.set_extra = find("PyUnstable_Code_SetExtra", "_PyCode_SetExtra");
+    cs_python.vectorcall = find("PyVectorcall_Function", "_PyVectorcall_Function");
     cs_python.none = find("_Py_NoneStruct", NULL);
     cs_python.builtin_type = find("PyCFunction_Type", NULL);
     cs_python.builtin_method_type = find("PyCMethod_Type", NULL);
@@ -61,7 +62,7 @@ static bool check_builtin(void) {
 
 bool cs_python_check(void) {
     cs_agent.mute(true);
-    cs_python.extra_index = cs_python.request_extra(NULL);
+    cs_python.extra_index = cs_python.request_extra(cs_python_forget_code);
     bool is_right = cs_python.extra_index >= 0 && check_builtin();
     cs_python.PyErr_Clear();
     cs_agent.mute(false);

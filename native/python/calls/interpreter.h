@@ -80,6 +80,7 @@ struct cs_python {
     ssize_t (*request_extra)(void (*free_extra)(void *));
     int (*get_extra)(object *code, ssize_t index, void **extra);
     int (*set_extra)(object *code, ssize_t index, void *extra);
+    void *(*vectorcall)(object *callable); /* may be missing */
     object *none, *builtin_type, *builtin_method_type, *descriptor_type, *class_descriptor_type, *module_type;
     object *type_type, *missing;
     int minor; /* of version 3 */
@@ -109,8 +110,30 @@ void cs_python_await(void (*start)(void));
 bool cs_python_check(void);
 
 /* ---- functions.c */
+/* The code objects met last: each lies where its address says, and leaves when it is freed. */
+struct known_code {
+    const object *code;
+    uint32_t function;
+};
+
+enum { KNOWN_CODES = 4096 };
+
+extern struct known_code cs_python_known[KNOWN_CODES];
+
+static inline struct known_code *cs_python_place(const object *code) {
+    return &cs_python_known[((uintptr_t)code >> 4) % KNOWN_CODES];
+}
+
+uint32_t cs_python_ask_code(object *code);
+/* A code object is freed: `extra` is what it kept. */
+void cs_python_forget_code(void *extra);
+
 /* The id of the function that `code` is of; 0: it is not to be recorded. */
-uint32_t cs_python_of_code(object *code);
+static inline uint32_t cs_python_of_code(object *code) {
+    const struct known_code *known = cs_python_place(code);
+    return known->code == code ? known->function : cs_python_ask_code(code);
+}
+
 /* The same of a function of a library, by what a PyCFunction or a method descriptor holds. */
 uint32_t cs_python_of_native(object *callable);
 

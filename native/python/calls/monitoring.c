@@ -3,28 +3,29 @@
 
 #include "interpreter.h"
 
-enum { FASTCALL = 0x80 }; /* METH_FASTCALL */
+enum { FASTCALL_WITH_NAMES = 0x82 }; /* METH_FASTCALL | METH_KEYWORDS */
 
-typedef object *callback(object *self, object *const *arguments, ssize_t count);
+/* It serves both as a builtin's function and as a vectorcallfunc: the interpreter calls it without a detour then. */
+typedef object *callback(object *self, object *const *arguments, size_t count, object *names);
 
-static object *entered(object *self, object *const *arguments, ssize_t count) {
-    (void)self, (void)count;
+static object *entered(object *self, object *const *arguments, size_t count, object *names) {
+    (void)self, (void)count, (void)names;
     uint32_t function = cs_python_of_code(arguments[0]);
     if (function)
         cs_agent.enter(function);
     return cs_python.none;
 }
 
-static object *left(object *self, object *const *arguments, ssize_t count) {
-    (void)self, (void)count;
+static object *left(object *self, object *const *arguments, size_t count, object *names) {
+    (void)self, (void)count, (void)names;
     uint32_t function = cs_python_of_code(arguments[0]);
     if (function)
         cs_agent.leave(function, false);
     return cs_python.none;
 }
 
-static object *unwound(object *self, object *const *arguments, ssize_t count) {
-    (void)self, (void)count;
+static object *unwound(object *self, object *const *arguments, size_t count, object *names) {
+    (void)self, (void)count, (void)names;
     uint32_t function = cs_python_of_code(arguments[0]);
     if (function)
         cs_agent.leave(function, true);
@@ -38,24 +39,24 @@ static bool is_native(object *const *arguments) {
            (type == cs_python.descriptor_type && arguments[3] != cs_python.missing);
 }
 
-static object *called(object *self, object *const *arguments, ssize_t count) {
-    (void)self, (void)count;
+static object *called(object *self, object *const *arguments, size_t count, object *names) {
+    (void)self, (void)count, (void)names;
     uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
     if (function)
         cs_agent.enter(function);
     return cs_python.none;
 }
 
-static object *returned(object *self, object *const *arguments, ssize_t count) {
-    (void)self, (void)count;
+static object *returned(object *self, object *const *arguments, size_t count, object *names) {
+    (void)self, (void)count, (void)names;
     uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
     if (function)
         cs_agent.leave(function, false);
     return cs_python.none;
 }
 
-static object *raised(object *self, object *const *arguments, ssize_t count) {
-    (void)self, (void)count;
+static object *raised(object *self, object *const *arguments, size_t count, object *names) {
+    (void)self, (void)count, (void)names;
     uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
     if (function)
         cs_agent.leave(function, true);
@@ -69,6 +70,8 @@ static const struct event {
     {"PY_START", entered},  {"PY_RESUME", entered}, {"PY_THROW", entered},  {"PY_RETURN", left}, {"PY_YIELD", left},
     {"PY_UNWIND", unwound}, {"CALL", called},       {"C_RETURN", returned}, {"C_RAISE", raised},
 };
+
+enum { VECTORCALL = 6 }; /* words from the start of a PyCFunctionObject */
 
 enum { EVENTS = sizeof events / sizeof *events };
 
@@ -86,11 +89,21 @@ static long take_tool(object *monitoring) {
     return -1;
 }
 
+/* A callable for a callback. PyCFunctionObject ends in its `vectorcall`: where that is what the interpreter says it is,
+ * it becomes the callback itself. */
+static object *callable_of(struct method *method, callback *callback) {
+    *method = (struct method){"callscope", (void *)callback, FASTCALL_WITH_NAMES, NULL};
+    object *function = cs_python.PyCFunction_NewEx(method, NULL, NULL);
+    void **vectorcall = function ? (void **)function + VECTORCALL : NULL;
+    if (function && cs_python.vectorcall && cs_python.vectorcall(function) == *vectorcall)
+        *vectorcall = (void *)callback;
+    return function;
+}
+
 static bool install(object *monitoring, object *names) {
     long tool = take_tool(monitoring), wanted = 0;
     for (unsigned i = 0; i < EVENTS && tool >= 0; i++) {
-        methods[i] = (struct method){"callscope", (void *)events[i].callback, FASTCALL, NULL};
-        object *function = cs_python.PyCFunction_NewEx(&methods[i], NULL, NULL);
+        object *function = callable_of(&methods[i], events[i].callback);
         object *number = cs_python.PyObject_GetAttrString(names, events[i].name);
         if (!function || !number)
             return false;

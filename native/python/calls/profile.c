@@ -17,10 +17,27 @@ static void follow_thread(void) {
         cs_python._PyEval_SetProfile(newest, profile, NULL);
 }
 
-static void frame_event(frame *at, int what, const object *value) {
+/* Where a frame has its code: PyFrameObject.f_code, from 3.11 on f_frame->f_code. Checked against PyFrame_GetCode. */
+enum { FRAME_CODE = 4, FRAME_INNER = 3 };
+
+static object *code_at(frame *at) {
+    void **frame = (void **)at;
+    return cs_python.minor < 11 ? frame[FRAME_CODE] : ((void **)frame[FRAME_INNER])[FRAME_CODE];
+}
+
+static object *code_of(frame *at) {
+    static int is_there = -1; /* not known yet */
+    if (is_there > 0)
+        return code_at(at);
     object *code = cs_python.PyFrame_GetCode(at);
-    uint32_t function = cs_python_of_code(code);
+    if (is_there < 0)
+        is_there = code_at(at) == code;
     code->references--; /* the frame has another */
+    return code;
+}
+
+static void frame_event(frame *at, int what, const object *value) {
+    uint32_t function = cs_python_of_code(code_of(at));
     if (!function)
         return;
     if (what == CALL)
