@@ -29,6 +29,16 @@ static Object *on_resume(Object *self, Object *const *arguments, intptr_t count)
     return none();
 }
 
+/* The frame goes on where an exception leads: what it was suspended at is not executed. */
+static Object *on_throw(Object *self, Object *const *arguments, intptr_t count) {
+    (void)self, (void)count;
+    const Code *code = code_of(arguments[0]);
+    if (code->number != 0) {
+        stream_start(code, 0);
+    }
+    return none();
+}
+
 static Object *on_start(Object *self, Object *const *arguments, intptr_t count) {
     const Code *code = code_of(arguments[0]);
     if (code->number == 0) {
@@ -66,7 +76,7 @@ static struct {
     Method method;
 } callbacks[] = {
     {"INSTRUCTION", on_instruction, true, {0}}, {"PY_START", on_start, false, {0}}, {"PY_RESUME", on_resume, true, {0}},
-    {"PY_RETURN", on_end, true, {0}},           {"PY_YIELD", on_end, true, {0}},    {"PY_THROW", on_resume, false, {0}},
+    {"PY_RETURN", on_end, true, {0}},           {"PY_YIELD", on_end, true, {0}},    {"PY_THROW", on_throw, false, {0}},
     {"PY_UNWIND", on_end, false, {0}},
 };
 

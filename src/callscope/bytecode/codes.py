@@ -15,13 +15,15 @@ from callscope.errors import RecordError
 
 EXTENDED_ARG: Final = "EXTENDED_ARG"
 RESUME: Final = "RESUME"
+FOR_ITER: Final = "FOR_ITER"
+END_FOR: Final = "END_FOR"
 
 
 @dataclass(frozen=True)
 class Instruction:
     """One instruction. offset: bytes from the code's begin. operand: None when there is none; whole, with what
-    EXTENDED_ARG before it gave. meaning: of the operand, None when it has no other than its value. line: None when it is
-    of none.
+    EXTENDED_ARG before it gave. meaning: of the operand, None when it has no other than its value. line: None when
+    it is of none.
     """
 
     offset: int

@@ -57,6 +57,7 @@ def _facts(code: Code, index: int, resolve: bool) -> dict[str, object]:
         "code": code.name,
         "qualname": code.qualname,
         "file": code.file,
+        "first_line": code.line,
         "line": one.line,
         "offset": one.offset,
         "opcode": one.opcode,
