@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -176,10 +177,21 @@ def copy_package(output: Path) -> list[Path]:
     wanted = {NATIVE / "include/callscope.h": output / "include/callscope.h"}
     package = NATIVE / "package"
     wanted |= {path: output / path.relative_to(package) for path in package.rglob("*.*") if path.is_file()}
+    version = package_version()
     for source, target in wanted.items():
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        target.write_text(source.read_text().replace("@VERSION@", version))
     return list(wanted.values())
+
+
+def package_version() -> str:
+    """What the Python package calls itself: the one place that says it."""
+    found = re.search(
+        r'^__version__ = "([^"]+)"$', (NATIVE.parent / "src/callscope/__init__.py").read_text(), re.MULTILINE
+    )
+    if found is None:
+        raise SystemExit("src/callscope/__init__.py has no __version__")
+    return found[1]
 
 
 def compile_all(output: Path, environment: dict[str, str]) -> list[Path]:

@@ -13,13 +13,28 @@ extern "C" {
 #endif
 
 /* The agent's functions are looked for through the linker's table (GOT), which is the one way that works for weak
- * symbols in every sort of program; elsewhere than in ELF programs for x86-64 there is no agent to be found so. */
+ * symbols in every sort of ELF program. In Windows programs (mingw-w64, clang) a table in a section of its own waits
+ * for the agent to fill it. There is no agent for others. */
 #define CALLSCOPE_INLINE static inline __attribute__((always_inline, unused, no_instrument_function)) void
 #if defined(__x86_64__) && defined(__ELF__)
 #define CALLSCOPE_FUNCTION(name, parameters, arguments)                                                                \
     CALLSCOPE_INLINE callscope_do_##name parameters {                                                                  \
         void(*at) parameters;                                                                                          \
         __asm__(".weak callscope_" #name "\n\tmovq callscope_" #name "@GOTPCREL(%%rip), %0" : "=r"(at));               \
+        if (at)                                                                                                        \
+            at arguments;                                                                                              \
+    }
+#elif defined(__x86_64__) && defined(_WIN32) && defined(__GNUC__)
+struct callscope_table {
+    uint64_t magic;
+    void (*stop)(void), (*start)(void), (*pause)(void), (*resume)(void), (*marker)(const char *);
+    void (*thread_name)(const char *), (*capture)(uint64_t);
+};
+static volatile struct callscope_table callscope_table
+    __attribute__((section(".clscope"), used, aligned(8))) = {0x455043534c4c4143ull, 0, 0, 0, 0, 0, 0, 0};
+#define CALLSCOPE_FUNCTION(name, parameters, arguments)                                                                \
+    CALLSCOPE_INLINE callscope_do_##name parameters {                                                                  \
+        void(*at) parameters = callscope_table.name;                                                                   \
         if (at)                                                                                                        \
             at arguments;                                                                                              \
     }

@@ -12,7 +12,7 @@
 #define CS_START_ATTACHED 2u /* other threads of the program are running */
 #define CS_LIBRARY_CHARACTERS 1024u
 
-/* What the agent is started with: the argument of its function callscope_start. Paths are the recorder's, in UTF-8. */
+/* What the agent is started with: the argument of its function callscope_attach. Paths are the recorder's, in UTF-8. */
 struct cs_start {
     uint32_t flags;
     uint32_t reserved;

@@ -81,11 +81,11 @@ int cs_attach(const struct cs_start *start, const WCHAR *which) {
     running = *start;
     running.flags |= CS_START_ATTACHED;
     DWORD id = find(which);
-    return id ? call(id, "callscope_start", &running, which, "the agent does not start there") : CS_FAILED;
+    return id ? call(id, "callscope_attach", &running, which, "the agent does not start there") : CS_FAILED;
 }
 
 int cs_detach(const WCHAR *which) {
     static const struct cs_start none;
     DWORD id = find(which);
-    return id ? call(id, "callscope_stop", &none, which, "the process is not traced") : CS_FAILED;
+    return id ? call(id, "callscope_detach", &none, which, "the process is not traced") : CS_FAILED;
 }

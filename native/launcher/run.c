@@ -84,7 +84,7 @@ int cs_run(const struct cs_start *start, const WCHAR *path, WCHAR *command, cons
     if (!CreateProcessW(path, command, NULL, NULL, TRUE, CREATE_SUSPENDED, NULL, NULL, &startup, &child))
         return cs_fail_system("the program cannot be started", path);
     tie(child.hProcess);
-    void *place = cs_place(child.hProcess, "callscope_start", start);
+    void *place = cs_place(child.hProcess, "callscope_attach", start);
     if (!place || !QueueUserAPC((PAPCFUNC)place, child.hThread, (ULONG_PTR)place)) {
         TerminateProcess(child.hProcess, 1);
         return cs_fail("the agent cannot be put into the program", path);

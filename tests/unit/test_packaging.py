@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from callscope import __version__
 from callscope.binary.elf import read_image
 from callscope.binary.pe import read_pe
 from callscope.native import AGENT_NAME, KERNEL_NAME, LAUNCHER_NAME, WINDOWS_AGENT_NAME, library_path
@@ -35,6 +36,15 @@ def test_windows_parts_need_nothing_but_the_system() -> None:
     needed = {name: {entry.library.lower() for entry in read_pe(library_path(name)).imports}
               for name in (WINDOWS_AGENT_NAME, LAUNCHER_NAME)}  # fmt: skip
     assert needed == {WINDOWS_AGENT_NAME: {"ntdll.dll", "kernel32.dll"}, LAUNCHER_NAME: {"kernel32.dll"}}
+
+
+def test_the_files_of_cmake_and_pkg_config_have_the_version_of_the_package() -> None:
+    lib = library_path(AGENT_NAME).parent
+    files = [*lib.glob("pkgconfig/*.pc"), lib / "cmake/callscope/callscope-config-version.cmake"]
+    assert len(files) == 3
+    for path in files:
+        said = re.findall(r'^(?:Version: |set\(PACKAGE_VERSION ")([^")\n]+)', path.read_text(), re.MULTILINE)
+        assert said == [__version__]
 
 
 def test_the_compiler_gets_a_cache_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

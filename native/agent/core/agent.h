@@ -130,6 +130,10 @@ void cs_process_enter(uint32_t cause, uint32_t parent);
 bool cs_process_ignored(void);
 /* The calling thread's block, registered if need be; NULL when it cannot have one. */
 struct cs_block *cs_thread_block(void);
+/* The thread has another name: readers take the last one. */
+void cs_thread_rename(struct cs_block *block, const char *name);
+/* The same, if the system says so: names are usually set just after a thread began. */
+void cs_thread_follow_name(struct cs_block *block);
 /* Close the blocks of threads that have ended; at most `checks` blocks are looked at. */
 void cs_threads_reap(uint32_t checks);
 /* The slow path, from routines.inc: on return an event may fit, try again. */

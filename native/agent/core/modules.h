@@ -45,6 +45,10 @@ extern uint32_t cs_module_count;
 /* Map the unwind table `path`, unless it is there already, and let it tell of the module. */
 void cs_unwind_module(struct cs_module *module, const char *path);
 
+/* ---- region.c of each system */
+/* Lead all trampolines past the agent, or to it again. With the module lock held. */
+void cs_regions_switch(bool off);
+
 /* ---- modules.c */
 /* A free slot, cleared; NULL when the table is full. */
 struct cs_module *cs_module_add(void);

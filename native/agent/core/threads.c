@@ -165,14 +165,18 @@ struct cs_block *cs_thread_block(void) {
     return block;
 }
 
-/* Names are usually set just after a thread began. Readers take the last one. */
-static void follow_name(struct cs_block *block) {
+void cs_thread_rename(struct cs_block *block, const char *name) {
+    uint64_t bytes = cs_text_length(name);
+    memset(block->name, 0, sizeof block->name);
+    memcpy(block->name, name, bytes < sizeof block->name ? bytes : sizeof block->name - 1);
+    cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, block->name);
+}
+
+void cs_thread_follow_name(struct cs_block *block) {
     char name[CS_THREAD_NAME_BYTES];
     cs_system_thread_name(name);
-    if (cs_text_equal(name, block->name))
-        return;
-    memcpy(block->name, name, sizeof name);
-    cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, name);
+    if (name[0] && !cs_text_equal(name, block->name))
+        cs_thread_rename(block, name);
 }
 
 void cs_refill(uint64_t sp) {
@@ -187,7 +191,7 @@ void cs_refill(uint64_t sp) {
         const struct cs_chunk_header *before = block->chunk;
         cs_events_advance(block, sp);
         if (block->chunk != before)
-            follow_name(block);
+            cs_thread_follow_name(block);
     }
     cs_system_restore_signals(signals);
 }

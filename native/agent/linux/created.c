@@ -85,17 +85,14 @@ static struct cs_block *block_of(uint64_t handle) {
     return NULL;
 }
 
-/* A thread has been given a name. Readers take the last one. */
+/* A thread has been given a name. */
 static void named(uint64_t handle, const char *name) {
     if (!cs_session.events || cs_process_ignored() || cs_session.process->pid != cs_system_pid())
         return;
-    uint64_t signals = cs_system_block_signals(), bytes = cs_text_length(name);
+    uint64_t signals = cs_system_block_signals();
     struct cs_block *block = block_of(handle);
-    if (block) {
-        memset(block->name, 0, sizeof block->name);
-        memcpy(block->name, name, bytes < sizeof block->name ? bytes : sizeof block->name - 1);
-        cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, block->name);
-    }
+    if (block)
+        cs_thread_rename(block, name);
     cs_system_restore_signals(signals);
 }
 

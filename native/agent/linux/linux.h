@@ -41,8 +41,6 @@ void cs_ask_end(struct cs_asker *asker);
  * stays as it is. */
 const char *cs_region_apply(struct cs_module *module, const struct cs_image *image, const struct cs_reply *reply);
 void cs_region_release(struct cs_module *module);
-/* Lead all trampolines past the agent, or to it again. With the module lock held. */
-void cs_regions_switch(bool off);
 /* Memory of `bytes` bytes within reach (2 GB) of all of [low, high); NULL when there is none. */
 void *cs_map_near(uint64_t low, uint64_t high, uint64_t bytes, int protection);
 

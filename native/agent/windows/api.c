@@ -1,5 +1,5 @@
-/* callscope.h in Windows programs: nothing can be weak there, so each file that includes it has a table for the agent to
- * fill, in a section by whose name the tables are found. */
+/* callscope.h in Windows programs: nothing can be weak there, so each file that includes it has a table for the agent
+ * to fill, in a section by whose name the tables are found. */
 #include "../core/api.h"
 
 #include "../core/memory.h"
@@ -45,9 +45,11 @@ void cs_api_offer(const struct cs_image *image, bool on) {
 void callscope_thread_name(const char *name) {
     WCHAR text[NAME_LIMIT];
     ULONG bytes = 0;
-    if (!cs_session.events || !name ||
-        RtlUTF8ToUnicodeN(text, sizeof text, &bytes, name, (ULONG)cs_text_length(name)))
+    if (!cs_session.events || !name || RtlUTF8ToUnicodeN(text, sizeof text, &bytes, name, (ULONG)cs_text_length(name)))
         return;
     UNICODE_STRING given = {(USHORT)bytes, (USHORT)bytes, text};
     NtSetInformationThread(CS_SELF_THREAD, (THREADINFOCLASS)THREAD_NAME, &given, sizeof given);
+    struct cs_block *block = cs_thread_block();
+    if (block)
+        cs_thread_follow_name(block);
 }

@@ -21,7 +21,7 @@ static bool fill_injection(void) {
     static WCHAR path[CS_LIBRARY_CHARACTERS];
     DWORD characters = GetModuleFileNameW((HMODULE)&__ImageBase, path, CS_LIBRARY_CHARACTERS);
     return characters && characters < CS_LIBRARY_CHARACTERS &&
-           cs_injection_fill(&injection, path, "callscope_start", &cs_start_options);
+           cs_injection_fill(&injection, path, "callscope_attach", &cs_start_options);
 }
 
 static void inject(HANDLE process, HANDLE thread) {

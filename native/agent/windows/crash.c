@@ -5,6 +5,9 @@
 #include "windows_agent.h"
 
 #define NOT_HANDLED_HERE EXCEPTION_CONTINUE_SEARCH
+#define NAMES_A_THREAD 0x406d1388u
+#define NAME_INFORMATION 0x1000u
+#define CALLING_THREAD 0xffffffffu
 
 static struct {
     struct cs_crash crash;
@@ -13,6 +16,17 @@ static struct {
 _Static_assert(sizeof record % 8 == 0, "records of the journal are multiples of 8 bytes");
 static uint64_t place;  /* of the record in the journal, or 0 */
 static uint32_t writer; /* thread that writes it */
+
+/* Exceptions that C++ and other languages throw by the thousand, and those that tell debuggers something. */
+static bool is_daily(DWORD code) {
+    static const DWORD daily[] = {0xe06d7363, 0xe0434352,     0xe0434f4d, 0x20474343, 0x21474343,
+                                  0x22474343, 0x0eedfade,     0x40010005, 0x40010006, 0x40010008,
+                                  0x4001000a, NAMES_A_THREAD, 0x80000001, 0x80000004};
+    for (uint32_t i = 0; i < sizeof daily / sizeof *daily; i++)
+        if (code == daily[i])
+            return true;
+    return false;
+}
 
 /* Faults of the processor, as far as Windows gives them names: what programs raise themselves is theirs. */
 static bool is_fault(DWORD code) {
@@ -37,6 +51,21 @@ static bool is_fault(DWORD code) {
     }
 }
 
+/* A program names a thread for debuggers: Microsoft, "How to set a thread name in native code", THREADNAME_INFO. */
+static void take_name(const EXCEPTION_RECORD *exception) {
+    char name[CS_THREAD_NAME_BYTES] = {0};
+    uint32_t tid = (uint32_t)exception->ExceptionInformation[2];
+    if (exception->NumberParameters < 3 || exception->ExceptionInformation[0] != NAME_INFORMATION ||
+        !cs_system_peek(name, exception->ExceptionInformation[1], sizeof name - 1))
+        return;
+    if (tid == CALLING_THREAD)
+        tid = cs_system_tid();
+    const struct cs_process *process = cs_session.process;
+    for (uint32_t i = process->first_block; i < process->block_count; i++)
+        if (cs_session.blocks[i].used && cs_session.blocks[i].tid == tid)
+            cs_thread_rename(&cs_session.blocks[i], name);
+}
+
 /* Copy [from, to) to `out`, as far as it can be read; how much that was, in multiples of 8. */
 static uint32_t copy(uint8_t *out, uint64_t from, uint64_t to) {
     uint64_t done = 0;
@@ -58,6 +87,7 @@ static void describe(const EXCEPTION_RECORD *exception, const CONTEXT *context) 
     crash->system = CS_CRASH_WINDOWS;
     crash->code = exception->ExceptionCode;
     crash->detail = exception->ExceptionFlags;
+    crash->crash_flags = is_fault(exception->ExceptionCode) ? 0 : CS_CRASH_RAISED;
     bool has_address = exception->ExceptionCode == (DWORD)EXCEPTION_ACCESS_VIOLATION ||
                        exception->ExceptionCode == (DWORD)EXCEPTION_IN_PAGE_ERROR;
     if (has_address && exception->NumberParameters > 1)
@@ -106,7 +136,9 @@ static void write(const struct cs_block *block) {
 }
 
 static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault) {
-    if (!is_fault(fault->ExceptionRecord->ExceptionCode) || cs_detached)
+    if (fault->ExceptionRecord->ExceptionCode == NAMES_A_THREAD && !cs_detached)
+        take_name(fault->ExceptionRecord);
+    if (is_daily(fault->ExceptionRecord->ExceptionCode) || cs_detached)
         return NOT_HANDLED_HERE;
     uint32_t nobody = 0;
     while (!__atomic_compare_exchange_n(&writer, &nobody, cs_system_tid(), false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
@@ -119,6 +151,8 @@ static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault) {
     const struct cs_block *block = self->muted ? self->kept : self->block;
     describe(fault->ExceptionRecord, fault->ContextRecord);
     copy_memory(fault->ContextRecord);
+    if (!record.crash.name[0] && block->used)
+        memcpy(record.crash.name, block->name, sizeof record.crash.name);
     write(block->used ? block : NULL);
     __atomic_store_n(&writer, 0, __ATOMIC_RELEASE);
     return NOT_HANDLED_HERE;

@@ -58,6 +58,7 @@ static void read_image(struct newcomer *newcomer) {
         return;
     module->build_id_bytes = CS_IMAGE_ID_BYTES;
     memcpy(module->build_id, newcomer->image.id, CS_IMAGE_ID_BYTES);
+    cs_api_offer(&newcomer->image, true);
 }
 
 /* Enter a module in the table, to be settled with the next. */
@@ -161,6 +162,10 @@ static VOID CALLBACK notified(ULONG reason, const struct cs_loader_notice *notic
 }
 
 void cs_loader_forget(void) {
+    struct cs_image image;
+    for (uint32_t i = 0; i < cs_module_count; i++)
+        if (cs_modules[i].handle && cs_image_read(&image, (uint8_t *)cs_modules[i].base, cs_modules[i].span))
+            cs_api_offer(&image, false);
     cs_module_count = 0;
 }
 

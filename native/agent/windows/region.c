@@ -34,6 +34,8 @@ static uint8_t *memory_above(const struct cs_image *image, uint64_t bytes) {
     return NULL;
 }
 
+static bool stopped; /* nothing is recorded, by the program's wish */
+
 static bool protect(const uint8_t *start, uint64_t bytes, ULONG protection, ULONG *old) {
     void *base = (void *)start;
     SIZE_T size = bytes;
@@ -48,6 +50,19 @@ static void shift_frames(RUNTIME_FUNCTION *frames, uint64_t count, int64_t shift
     }
 }
 
+/* What a trampoline calls in place of a slot's routine. */
+static uint64_t off_routine(uint32_t slot) {
+    bool stores = slot == CS_STUB_ENTRY_WORDS || slot == CS_STUB_ENTRY_WORDS_RED_ZONE;
+    return (uint64_t)(stores ? cs_off_words : cs_off);
+}
+
+static void write_stubs(uint8_t *region, uint32_t id_base) {
+    uint64_t off[CS_STUB_COUNT];
+    for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++)
+        off[slot] = off_routine(slot);
+    cs_plan_write_stubs(region, id_base, stopped ? off : cs_plan_routines(cs_slots_wide));
+}
+
 /* Fill the region and let it be executed. */
 static const char *make_region(uint8_t *region, const struct cs_plan *plan, const struct cs_image *image,
                                uint32_t id_base) {
@@ -57,7 +72,7 @@ static const char *make_region(uint8_t *region, const struct cs_plan *plan, cons
     RUNTIME_FUNCTION *frames = (RUNTIME_FUNCTION *)(region + header->frames);
     ULONG old;
     memcpy(region, (const uint8_t *)header + header->region_offset, header->region_bytes);
-    cs_plan_write_stubs(region, id_base, cs_plan_routines(cs_slots_wide));
+    write_stubs(region, id_base);
     shift_frames(frames, frame_count, shift);
     if (!cs_plan_number_captures(plan, region, id_base))
         return "damaged plan";
@@ -193,12 +208,6 @@ void cs_region_release(struct cs_module *module) {
     module->region = NULL;
 }
 
-/* What a trampoline calls in place of a slot's routine. */
-static uint64_t off_routine(uint32_t slot) {
-    bool stores = slot == CS_STUB_ENTRY_WORDS || slot == CS_STUB_ENTRY_WORDS_RED_ZONE;
-    return (uint64_t)(stores ? cs_off_words : cs_off);
-}
-
 static void turn_off(uint8_t *region) {
     ULONG old;
     if (!protect(region, CS_PLAN_PAGE, PAGE_EXECUTE_READWRITE, &old))
@@ -230,5 +239,17 @@ void cs_regions_off(void) {
             continue;
         turn_off(cs_modules[i].region);
         take_back(&cs_modules[i]);
+    }
+}
+
+void cs_regions_switch(bool off) {
+    ULONG old;
+    stopped = off;
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        const struct cs_module *module = &cs_modules[i];
+        if (!module->handle || !module->region || !protect(module->region, CS_PLAN_PAGE, PAGE_EXECUTE_READWRITE, &old))
+            continue;
+        write_stubs(module->region, module->id_base);
+        protect(module->region, CS_PLAN_PAGE, old, &old);
     }
 }

@@ -132,7 +132,7 @@ static bool open_session(void) {
 static uint32_t started;
 
 /* Called by what was injected (inject.h) when the loader has initialised the program's libraries. */
-__declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
+__declspec(dllexport) DWORD callscope_attach(const struct cs_start *options) {
     if (__atomic_exchange_n(&started, 1, __ATOMIC_ACQ_REL))
         return ALREADY_STARTED;
     cs_start_options = *options;
@@ -158,7 +158,7 @@ __declspec(dllexport) DWORD callscope_start(const struct cs_start *options) {
 }
 
 /* Record no more, until the next start. */
-__declspec(dllexport) DWORD callscope_stop(void) {
+__declspec(dllexport) DWORD callscope_detach(void) {
     if (!started || !cs_session.events || cs_detached)
         return NO_SESSION;
     cs_lock(&cs_session.process->module_lock);
@@ -174,10 +174,17 @@ __declspec(dllexport) DWORD callscope_stop(void) {
 BOOL WINAPI DllMainCRTStartup(HINSTANCE library, DWORD reason, void *reserved) {
     if (reason == DLL_PROCESS_ATTACH)
         LdrAddRefDll(1 /* never to be unloaded */, library);
-    if (reason != DLL_PROCESS_DETACH || !reserved || !cs_session.events || cs_detached ||
-        cs_session.process->state != 2)
+    if (!cs_session.events || cs_detached || cs_session.process->state != 2)
         return TRUE;
-    struct cs_block *own = cs_self()->block;
+    struct cs_block *own = cs_self()->paused ? cs_self()->left : cs_self()->block;
+    bool ends = reason == DLL_THREAD_DETACH || reason == DLL_PROCESS_DETACH;
+    if (ends && own->used) {
+        cs_mute();
+        cs_thread_follow_name(own);
+        cs_unmute();
+    }
+    if (reason != DLL_PROCESS_DETACH || !reserved)
+        return TRUE;
     cs_session.process->block_lock = 0;
     cs_threads_reap(THREAD_LIMIT);
     if (own->used)

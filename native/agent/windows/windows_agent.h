@@ -63,6 +63,10 @@ void cs_region_release(struct cs_module *module);
  * them. */
 void cs_regions_off(void);
 
+/* ---- api.c */
+/* Let the module's files that include callscope.h call the agent, or no more. */
+void cs_api_offer(const struct cs_image *image, bool on);
+
 /* ---- threads.c */
 struct cs_plan;
 /* Stop every other thread of the process, none of them inside of what the plan's patches overwrite; and let them go on.

@@ -79,6 +79,7 @@
 #define CS_CRASH_HANDLED 1u
 #define CS_CRASH_LAST_CHANCE 2u
 #define CS_CRASH_AT_EXIT 4u
+#define CS_CRASH_RAISED 8u
 #define CS_VECTOR_NONE 0u
 #define CS_VECTOR_FXSAVE 1u
 #define CS_VECTOR_XSAVE 2u

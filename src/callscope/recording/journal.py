@@ -23,9 +23,10 @@ class JournalSummary:
     processes: how many had an agent. execs: how often one became another program. notes: what agents complained of,
     without repeats, in order. refused: by module path, patches left out because the code in memory was not the file's.
     untraced: paths of modules without a plan, in order of loading. faults: by process, the exception that ended it on
-    Windows, as far as one can tell. crashes: how many on Linux, without faults that the program handled, whose signals
-    are in handled. crash_places: addresses where faults happened, or that the stack held just there. regions: the first
-    function id of each image, and where its trampolines lay.
+    Windows, as far as one can tell; raised: those of them that raised it themselves. crashes: how many on Linux,
+    without faults that the program handled, whose signals are in handled. crash_places: addresses where faults
+    happened, or that the stack held just there. regions: the first function id of each image, and where its
+    trampolines lay.
     """
 
     processes: int = 0
@@ -35,6 +36,7 @@ class JournalSummary:
     refused: dict[str, int] = field(default_factory=dict)
     untraced: list[str] = field(default_factory=list)
     faults: dict[int, int] = field(default_factory=dict)
+    raised: set[int] = field(default_factory=set)
     handled: set[int] = field(default_factory=set)
     crash_places: list[int] = field(default_factory=list)
     regions: list[tuple[int, range]] = field(default_factory=list)
@@ -98,6 +100,10 @@ def _add_crash(summary: JournalSummary, process: int, payload: bytes) -> None:
     flags = int(crash["crash_flags"])
     if crash["system"] == records.CRASH_WINDOWS:
         summary.faults[process] = int(crash["code"])
+        if flags & records.CRASH_RAISED:
+            summary.raised.add(process)
+        else:
+            summary.raised.discard(process)
     elif not flags & records.CRASH_HANDLED or flags & records.CRASH_AT_EXIT:
         summary.crashes += 1
     else:

@@ -62,7 +62,7 @@ def ending(result: RecordResult) -> Iterator[str]:
     recorded = result.journal.crashes or result.exit_status - 128 in result.journal.handled
     known = f"callscope crash {shlex.quote(shorten(result.trace))}" if recorded else None
     with suppress(ValueError):
-        if result.exit_status > 128:
+        if result.exit_status > 128 and not result.journal.faults:  # those of Windows programs are no signals
             name = signal.Signals(result.exit_status - 128).name
             yield f"the program was ended by {name}" + (f": {known}" if known else "")
             return
@@ -72,7 +72,9 @@ def ending(result: RecordResult) -> Iterator[str]:
 
 def faults(result: RecordResult) -> Iterator[str]:
     """The exceptions that ended Windows programs."""
-    for code in dict.fromkeys(result.journal.faults.values()):
+    journal = result.journal
+    own = {process for process in journal.raised if journal.faults.get(process, 0) & 0xFF != result.exit_status}
+    for code in dict.fromkeys(code for process, code in journal.faults.items() if process not in own):
         trace = shlex.quote(shorten(result.trace))
         yield f"the program was ended by exception {code:#x}: callscope crash {trace}"
 

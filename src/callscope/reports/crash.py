@@ -63,6 +63,8 @@ def _counts(trace: Trace, crash: Crash) -> bool:
     flags = crash.fields["crash_flags"]
     if flags & records.CRASH_AT_EXIT:
         return True
+    if flags & records.CRASH_RAISED and not crash.ended(trace.session):
+        return False
     process = trace.history.processes.get(crash.process)
     if process is not None and process.end_tsc is not None and process.end_tsc > crash.tsc:
         return False

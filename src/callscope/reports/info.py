@@ -96,6 +96,7 @@ def last_fault(database: Database) -> Crash | None:
     ended = {record.process for record in journal if record.kind == records.JOURNAL_PROCESS_END}
     faults = [record for record in journal if isinstance(record, Crash) and record.process not in ended]
     faults = [fault for fault in faults if fault.fields["system"] == records.CRASH_WINDOWS]
+    faults = [f for f in faults if not f.fields["crash_flags"] & records.CRASH_RAISED or f.ended(database.session)]
     return faults[-1] if faults else None
 
 

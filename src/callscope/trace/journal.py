@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,11 @@ class Crash(Record):
     stack: bytes
     code: bytes
     pieces: tuple[tuple[int, bytes], ...]
+
+    def ended(self, session: Mapping[str, Any]) -> bool:
+        """Of an exception that a Windows program raised: whether it ended the program, whose status it then is."""
+        status = session.get("exit_status")
+        return self.process == 1 and isinstance(status, int) and status == self.fields["code"] & 0xFF
 
 
 @dataclass(frozen=True, slots=True)
