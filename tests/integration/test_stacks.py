@@ -163,6 +163,14 @@ def test_every_interval(record: Record, tmp_path: Path) -> None:
     assert len(whole) >= 0.95 * len(found)
 
 
+def test_intervals_below_the_tick(program: Path, record: Record, tmp_path: Path) -> None:
+    """A thread that works for a second is captured a thousand times; waits are not cut short, or hardly ever."""
+    trace = record(program, "waits", stacks_every_ns=1_000_000, modules=("none",))
+    counts = Counter(one.tid for one, _ in Stacks(open_trace(trace)).each())
+    assert 500 < max(counts.values()) <= 1100
+    assert int((tmp_path / "output").read_text()) <= 3
+
+
 def test_python_captures_itself(record: Record, tmp_path: Path) -> None:
     script = tmp_path / "own.py"
     script.write_text("import callscope\nfor tag in range(5): callscope.capture(tag)\n")

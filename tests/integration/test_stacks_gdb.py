@@ -10,7 +10,7 @@ import pytest
 from tests.builders.compilers import TARGETS, compile_program, have
 from tests.builders.gdb_stacks import compare
 
-EVERY = {"modules": ["none"], "stacks_every_ns": 4_000_000}
+EVERY = {"modules": ["none"], "python": "off", "stacks_every_ns": 4_000_000}
 SCRIPT = """
 import re, time
 end = time.process_time() + {seconds}

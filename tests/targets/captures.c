@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -158,6 +159,36 @@ NOINLINE static void corrupt(unsigned seed) {
         here[i] = saved[i];
 }
 
+static volatile int waiting;
+
+static void *wait_often(void *argument) {
+    long *interrupted = argument;
+    while (waiting) {
+        struct timespec time = {0, 300000};
+        for (volatile int i = 0; i < 100000; i++)
+            ;
+        *interrupted += nanosleep(&time, NULL) != 0;
+    }
+    return NULL;
+}
+
+// A thread that works and one that also waits: how much processor time the first used (ms), how often a wait was cut.
+static void waits(void) {
+    pthread_t thread;
+    long interrupted = 0;
+    waiting = 1;
+    pthread_create(&thread, NULL, wait_often, &interrupted);
+    struct timespec used;
+    do {
+        for (volatile int i = 0; i < 100000; i++)
+            ;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &used);
+    } while (used.tv_sec < 1);
+    waiting = 0;
+    pthread_join(thread, NULL);
+    printf("%ld\n", interrupted);
+}
+
 int main(int count, char **arguments) {
     const char *mode = count > 1 ? arguments[1] : "";
     if (!callscope_capture)
@@ -173,6 +204,8 @@ int main(int count, char **arguments) {
         printf("%d\n", deep(atoi(paths[0]), 4));
     else if (!strcmp(mode, "other"))
         other_stacks();
+    else if (!strcmp(mode, "waits"))
+        waits();
     else if (!strcmp(mode, "corrupt"))
         for (unsigned seed = 0; seed < (unsigned)atoi(paths[0]); seed++)
             corrupt(seed);

@@ -29,6 +29,8 @@ struct cs_block {
     uint64_t handle; /* what the program's thread library calls the thread; 0: unknown */
     char name[16];
     uint32_t timer;                 /* what the system calls the timer of its captures, + 1; 0: none */
+    uint32_t asked;                 /* 1 until it has come to the capture that it was asked for */
+    uint64_t due_ns;                /* its processor time at which the next one is due */
     uint64_t stack_low, stack_high; /* part of its stack that is known to be readable */
     void *last_stack;               /* struct cs_remembered, to be freed with the block */
     uint32_t stack_base;            /* where its last whole stack lies in the chunk, in 8 bytes; 0: there is none */
@@ -54,6 +56,7 @@ struct cs_process {
     uint32_t block_count; /* blocks given out so far */
     uint32_t first_block; /* blocks below belong to threads of ancestors: one of them is still ours in name */
     uint32_t next_check;  /* where the search for blocks of dead threads goes on */
+    uint32_t sampler;     /* 1 while a thread of the agent asks the others for their stacks */
 };
 
 /* A file of the session, mapped whole but opened for writing piece by piece: mlockall() would otherwise fill it. */

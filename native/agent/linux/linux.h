@@ -54,7 +54,14 @@ void cs_frames_look_at(const struct cs_module *module, bool ready);
 void cs_frames_forget(const struct cs_module *module);
 
 /* ---- sampling.c */
+#define CS_SAMPLE_SIGNAL 62 /* a real-time signal that libraries leave alone */
 void cs_sampling_start(void);
+/* Have a thread record its stack: with a signal's number, or because it is time (0). */
+void cs_sampling_ask(uint32_t pid, uint32_t tid, uint32_t number);
+
+/* ---- sampler.c */
+/* Start the thread that asks the others, unless there is one; false when there cannot be. */
+bool cs_sampler_start(void);
 
 /* ---- loader.c */
 /* Look at the loader's lists for the first time, ask for plans, and have every later change reported. */

@@ -1,7 +1,8 @@
 /* Stacks captured from outside of the program's own code: by timers on each thread's processor time, and at a signal.
  *
  * Both arrive as signals with SA_RESTART, on the agent's signal stacks. A thread that waits uses no processor time, so
- * no timer ever cuts a wait of the program short. */
+ * no timer ever cuts a wait of the program short. Such timers are looked at in the kernel's tick only: for intervals
+ * below it there is a thread of the agent (sampler.c). */
 #include <linux/time_types.h>
 #include <signal.h>
 #include <ucontext.h>
@@ -10,12 +11,15 @@
 #include "../core/system.h"
 #include "../core/unwind.h"
 #include "crash.h"
+#include "linux.h"
 #include "syscall.h"
 
-#define SAMPLE_SIGNAL 62 /* a real-time signal that libraries leave alone */
-#define TIMER_CODE (-2)  /* SI_TIMER: exec throws such signals away, which would end the next program otherwise */
-#define OWN_CPU_CLOCK 3  /* CLOCK_THREAD_CPUTIME_ID */
-#define TO_THREAD 4      /* SIGEV_THREAD_ID */
+#define TIMER_CODE (-2) /* SI_TIMER: exec throws such signals away, which would end the next program otherwise */
+#define OWN_CPU_CLOCK 3 /* CLOCK_THREAD_CPUTIME_ID */
+#define COARSE_CLOCK 6  /* CLOCK_MONOTONIC_COARSE: it moves with the tick */
+#define TO_THREAD 4     /* SIGEV_THREAD_ID */
+
+static uint64_t tick_ns;
 
 /* The kernel's struct sigevent and struct itimerspec (include/uapi/asm-generic/siginfo.h, linux/time_types.h). */
 struct event {
@@ -34,30 +38,36 @@ static void registers_of(struct cs_registers *registers, const ucontext_t *conte
     registers->rip = (uint64_t)context->uc_mcontext.gregs[REG_RIP];
 }
 
+void cs_sampling_ask(uint32_t pid, uint32_t tid, uint32_t number) {
+    siginfo_t info;
+    memset(&info, 0, sizeof info);
+    info.si_signo = CS_SAMPLE_SIGNAL;
+    info.si_code = TIMER_CODE;
+    info.si_value.sival_int = (int)number;
+    cs_call4(SYS_rt_tgsigqueueinfo, pid, tid, CS_SAMPLE_SIGNAL, (long)&info);
+}
+
 /* Have the other threads that are known record their stacks. */
 static void tell_others(uint32_t number) {
     const struct cs_process *process = cs_session.process;
     const struct cs_block *own = cs_self()->block;
     for (uint32_t i = process->first_block; i < process->block_count; i++) {
         const struct cs_block *block = &cs_session.blocks[i];
-        siginfo_t info;
-        memset(&info, 0, sizeof info);
-        info.si_signo = SAMPLE_SIGNAL;
-        info.si_code = TIMER_CODE;
-        info.si_value.sival_int = (int)number;
         if (block != own && block->used && block->tid)
-            cs_call4(SYS_rt_tgsigqueueinfo, process->pid, block->tid, SAMPLE_SIGNAL, (long)&info);
+            cs_sampling_ask(process->pid, block->tid, number);
     }
 }
 
 static void arrived(int number, siginfo_t *info, void *context) {
-    if (cs_self()->muted || cs_process_ignored())
+    struct cs_thread *self = cs_self();
+    (self->muted ? self->kept : self->paused ? self->left : self->block)->asked = 0;
+    if (self->muted || cs_process_ignored())
         return;
     struct cs_registers registers;
     registers_of(&registers, context);
-    uint32_t asked = number == SAMPLE_SIGNAL ? (uint32_t)info->si_value.sival_int : (uint32_t)number;
+    uint32_t asked = number == CS_SAMPLE_SIGNAL ? (uint32_t)info->si_value.sival_int : (uint32_t)number;
     cs_snapshot(&registers, true, asked, asked ? CS_STACK_SIGNAL : CS_STACK_TIMER);
-    if (number != SAMPLE_SIGNAL && cs_session.process->pid == cs_system_pid())
+    if (number != CS_SAMPLE_SIGNAL && cs_session.process->pid == cs_system_pid())
         tell_others(asked);
 }
 
@@ -71,7 +81,10 @@ static void catch (int number) {
 void cs_sampling_start(void) {
     if (!cs_session.events->stacks_every && !cs_session.events->stacks_signal)
         return;
-    catch (SAMPLE_SIGNAL);
+    struct __kernel_timespec tick = {0, 0};
+    cs_call3(SYS_clock_getres, COARSE_CLOCK, (long)&tick, 0);
+    tick_ns = (uint64_t)tick.tv_sec * 1000000000u + (uint64_t)tick.tv_nsec;
+    catch (CS_SAMPLE_SIGNAL);
     if (cs_session.events->stacks_signal)
         catch ((int)cs_session.events->stacks_signal);
     cs_thread_block();
@@ -81,7 +94,9 @@ void cs_sampling_begin(struct cs_block *block) {
     uint64_t every = cs_session.events->stacks_every;
     if (!every || !block->tid)
         return;
-    struct event event = {.signal = SAMPLE_SIGNAL, .notify = TO_THREAD, .thread = (int32_t)block->tid};
+    if (every < tick_ns && cs_sampler_start())
+        return;
+    struct event event = {.signal = CS_SAMPLE_SIGNAL, .notify = TO_THREAD, .thread = (int32_t)block->tid};
     int32_t timer;
     if (cs_failed(cs_call3(SYS_timer_create, OWN_CPU_CLOCK, (long)&event, (long)&timer)))
         return;
