@@ -172,7 +172,7 @@ static void *wait_often(void *argument) {
     return NULL;
 }
 
-// A thread that works and one that also waits: how much processor time the first used (ms), how often a wait was cut.
+// A thread that works and one that also waits: how often a wait was cut.
 static void waits(void) {
     pthread_t thread;
     long interrupted = 0;

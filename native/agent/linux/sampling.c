@@ -3,6 +3,7 @@
  * Both arrive as signals with SA_RESTART, on the agent's signal stacks. A thread that waits uses no processor time, so
  * no timer ever cuts a wait of the program short. Such timers are looked at in the kernel's tick only: for intervals
  * below it there is a thread of the agent (sampler.c). */
+#include <errno.h>
 #include <linux/time_types.h>
 #include <signal.h>
 #include <ucontext.h>
@@ -58,8 +59,32 @@ static void tell_others(uint32_t number) {
     }
 }
 
+/* A wait that had begun in the moment between the decision to ask and the signal would end with EINTR, SA_RESTART or
+ * not (signal(7)): let it begin again. Its arguments are still in their registers, its number in the code. */
+static void begin_wait_again(ucontext_t *context) {
+    static const uint16_t waits[] = {SYS_poll,          SYS_select,     SYS_pause,          SYS_nanosleep,
+                                     SYS_rt_sigsuspend, SYS_semtimedop, SYS_futex,          SYS_clock_nanosleep,
+                                     SYS_epoll_wait,    SYS_pselect6,   SYS_ppoll,          SYS_epoll_pwait,
+                                     SYS_io_getevents,  SYS_recvmmsg,   SYS_rt_sigtimedwait};
+    greg_t *registers = context->uc_mcontext.gregs;
+    uint8_t code[7]; /* mov eax, number; syscall */
+    if (registers[REG_RAX] != -EINTR ||
+        cs_system_peek(code, (uint64_t)registers[REG_RIP] - sizeof code, sizeof code) != sizeof code ||
+        code[0] != 0xb8 || code[5] != 0x0f || code[6] != 0x05)
+        return;
+    uint32_t number = code[1] | (uint32_t)code[2] << 8 | (uint32_t)code[3] << 16 | (uint32_t)code[4] << 24;
+    for (uint32_t i = 0; i < sizeof waits / sizeof *waits; i++)
+        if (waits[i] == number) {
+            registers[REG_RAX] = number;
+            registers[REG_RIP] -= 2;
+            return;
+        }
+}
+
 static void arrived(int number, siginfo_t *info, void *context) {
     struct cs_thread *self = cs_self();
+    if (number == CS_SAMPLE_SIGNAL && !info->si_value.sival_int)
+        begin_wait_again(context);
     (self->muted ? self->kept : self->paused ? self->left : self->block)->asked = 0;
     if (self->muted || cs_process_ignored())
         return;

@@ -9,9 +9,15 @@ import click
 
 from callscope.cli.options import open_trace_database, selection_options, trace_argument
 from callscope.cli.output import Output
+from callscope.cli.stacks import no_stacks
 from callscope.errors import UsageError
 from callscope.exporters.registry import FORMATS
+from callscope.exporters.stacks import STACK_FORMATS
+from callscope.exporters.stacks import lines as stack_lines
 from callscope.reports.selection import Selection
+from callscope.reports.stacks import Stacks
+from callscope.trace.open import open_trace
+from callscope.trace.stacks import read_snapshots
 
 LISTED = "\n".join(f"  {entry.name:<12}{entry.summary}" for entry in FORMATS.values())
 
@@ -24,12 +30,20 @@ LISTED = "\n".join(f"  {entry.name:<12}{entry.summary}" for entry in FORMATS.val
     help="Write to a new file, readable only by you; - is standard output.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option(
+    "--stacks", is_flag=True, help="The call stacks that were captured in place of calls; folded, speedscope."
+)
 @selection_options("thread", "process")
-def export(trace: Path, target: str, file: Path, force: bool, **selection: Any) -> None:
+def export(trace: Path, target: str, file: Path, force: bool, stacks: bool, **selection: Any) -> None:
     """Write a trace in the form that another tool reads.
 
     TRACE is a directory that `callscope record` wrote, the newest *.trace here when left out.
     """
+    if stacks:
+        _export_stacks(
+            trace, target, Output(file=None if str(file) == "-" else file, force=force), Selection(**selection)
+        )
+        return
     chosen = FORMATS[target]
     if str(file) == "-":
         if chosen.is_binary and Output().terminal:
@@ -48,3 +62,14 @@ def export(trace: Path, target: str, file: Path, force: bool, **selection: Any) 
             outputs[""].write_lines(chosen.lines(database, Selection(**selection)))
         for end, lines in companions.items():
             outputs[end].write_lines(lines)
+
+
+def _export_stacks(trace: Path, target: str, output: Output, selection: Selection) -> None:
+    if target not in STACK_FORMATS:
+        raise UsageError(f"captured stacks cannot be exported to {target}: choose one of {', '.join(STACK_FORMATS)}")
+    opened = open_trace(trace)
+    if next(read_snapshots(opened), None) is None:
+        raise no_stacks(trace)
+    output.write_lines(stack_lines(target, Stacks(opened, ()), selection))
+    for warning in opened.warnings:
+        click.echo(f"callscope: {warning}", err=True)

@@ -13,7 +13,7 @@ from callscope.exporters.walk import full_name, steps, threads
 from callscope.reports.database import Database
 from callscope.reports.selection import Selection
 
-_SCHEMA = "https://www.speedscope.app/file-format-schema.json"
+SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
 
 def lines(database: Database, selection: Selection) -> Iterator[str]:
@@ -28,7 +28,7 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
     who = threads(database)
     unit = "nanoseconds" if database.has_clock else "none"
     shared = json.dumps({"frames": frames}, ensure_ascii=False)
-    yield f'{{"$schema": "{_SCHEMA}", "exporter": "callscope", "shared": {shared}, "profiles": ['
+    yield f'{{"$schema": "{SCHEMA}", "exporter": "callscope", "shared": {shared}, "profiles": ['
     before = ""
     for thread, found in groupby(steps(database, selection), key=lambda step: step.call.thread):
         pid, tid, name = who[thread]
