@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.bytecode import bytecode
 from benchmarks.calls import calls, windows
 from benchmarks.captures import arguments as capture_arguments
 from benchmarks.captures import sites
@@ -26,6 +27,7 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "arguments": capture_arguments,
     "sites": sites,
     "hooks": hooks,
+    "bytecode": bytecode,
     "programs": programs,
     "planning": planning,
     "start": start,

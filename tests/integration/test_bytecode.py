@@ -95,3 +95,50 @@ def test_json_has_lines_and_meanings(python: str, tmp_path: Path) -> None:
     assert [(row["code"], row["line"], row["thread"]) for row in compares] == [("recur_factorial", 2, 1)] * 3
     assert {row["meaning"] for row in compares} <= {"<=", "bool(<=)"}
     assert all(row["file"] == str(tmp_path / "factorial.py") for row in rows)
+
+
+def lines_of(directory: Path, *arguments: object) -> list[str]:
+    done = bytecode(directory, "--force", *arguments, "factorial.py", "trace.txt")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "6\n", "")
+    return (directory / "trace.txt").read_text().splitlines()
+
+
+def test_filters(tmp_path: Path) -> None:
+    program(tmp_path, "factorial")
+    everything = lines_of(tmp_path)
+    own = [line for line in everything if line.startswith("recur_factorial>")]
+    assert 20 < len(own) < len(everything)
+    assert lines_of(tmp_path, "--limit", "7") == everything[:7]
+    assert lines_of(tmp_path, "-t", "only", "-n", "recur_*") == own
+    assert lines_of(tmp_path, "--file", "*/factorial.py") == everything
+    assert lines_of(tmp_path, "--file", "*/nothing.py") == []
+    first, last = everything.index(own[0]), len(everything) - everything[::-1].index(own[-1])
+    assert lines_of(tmp_path, "--lines", "2-4") == [line for line in own if "RESUME" not in line]
+    assert lines_of(tmp_path, "--from", "recur_factorial") == everything[first:]
+    assert lines_of(tmp_path, "--to", "recur_factorial") == everything[:first]
+    assert lines_of(tmp_path, "--from", "recur_factorial", "--to", "<module>") == everything[first:last]
+    assert lines_of(tmp_path, "--lines", "1-4", "--limit", "3") == everything[1:4]  # RESUME is of line 0
+
+
+def test_marks_of_lines(tmp_path: Path) -> None:
+    program(tmp_path, "factorial")
+    own = [line for line in lines_of(tmp_path) if line.startswith("recur_factorial>")]
+    found = lines_of(tmp_path, "--from", "2", "--to", "4")
+    first_comparison = own[1 : next(i for i, line in enumerate(own) if "POP_JUMP" in line) + 1]
+    assert found[: len(first_comparison)] == first_comparison
+    assert sum("COMPARE_OP" in line for line in found) == 3
+    assert not any("BINARY_OP" in line for line in found)
+
+
+def test_other_files_are_recorded_on_request(tmp_path: Path) -> None:
+    (tmp_path / "helper.py").write_text("def help(x):\n    return x * 2\n")
+    (tmp_path / "main.py").write_text("import helper\nprint(helper.help(3))\n")
+    codes = {}
+    for glob in ("*/main.py", "*/helper.py", "*"):
+        done = bytecode(tmp_path, "--file", glob, "--force", "--format", "json", "main.py", "trace.json")
+        assert (done.returncode, done.stdout) == (0, "6\n"), done.stderr
+        rows = [json.loads(line) for line in (tmp_path / "trace.json").read_text().splitlines()]
+        codes[glob] = {(Path(row["file"]).name, row["code"]) for row in rows}
+    assert codes["*/main.py"] == {("main.py", "<module>")}
+    assert codes["*/helper.py"] == {("helper.py", "<module>"), ("helper.py", "help")}
+    assert codes["*"] > codes["*/main.py"] | codes["*/helper.py"]

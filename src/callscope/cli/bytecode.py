@@ -12,6 +12,7 @@ import click
 from callscope.bytecode.codes import read_codes
 from callscope.bytecode.decode import Decoder, Executed
 from callscope.bytecode.run import Choice, Program, choose_interpreter, run
+from callscope.bytecode.select import Selection, parse_lines, parse_mark
 from callscope.bytecode.text import json_lines, text_lines
 from callscope.cli.options import CountType
 from callscope.cli.output import Output
@@ -42,6 +43,9 @@ class _Value(click.ParamType[str]):
 @click.option("-m", "--module", "is_module", is_flag=True, help="FILE is the name of a module, as for python -m.")
 @click.option("--file", "files", multiple=True, metavar="GLOB",
               help="Code of files that match, instead of FILE's own; '*' for all; may be repeated.")  # fmt: skip
+@click.option("--lines", metavar="FIRST-LAST", help="Only instructions of these lines of source.")
+@click.option("--from", "begin", metavar="MARK", help="Only from MARK on: a line of source, or the name of a function.")
+@click.option("--to", "end", metavar="MARK", help="Only up to MARK, and on again where --from is met again.")
 @click.option("--limit", type=CountType(0), default=0, metavar="N", help="Only the first N instructions; 0 for all.")
 @click.option("--python", metavar="PYTHON", help="The interpreter for source files: a path, or a version such as 3.9.")
 @click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True,
@@ -52,7 +56,8 @@ class _Value(click.ParamType[str]):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bytecode(
     file: str, tracefile: Path, arguments: tuple[str, ...], which: str, names: tuple[str, ...], resolve: bool,
-    is_module: bool, files: tuple[str, ...], limit: int, python: str | None, output_format: str, force: bool,
+    is_module: bool, files: tuple[str, ...], lines: str | None, begin: str | None, end: str | None, limit: int,
+    python: str | None, output_format: str, force: bool,
 ) -> None:  # fmt: skip
     """Run a Python program and write every bytecode instruction that it executes to TRACEFILE.
 
@@ -62,14 +67,21 @@ def bytecode(
     if (which == "only") != bool(names):
         raise UsageError("-t only and -n NAME belong together: give both, or neither")
     output = Output(output_format, None if str(tracefile) == "-" else tracefile, force)
+    selection = Selection(
+        parse_lines(lines) if lines is not None else None,
+        parse_mark(begin) if begin is not None else None,
+        parse_mark(end) if end is not None else None,
+        limit,
+    )
+    choice = Choice(names, files, 0 if selection.partial else limit)
     program = Program(file, arguments, is_module, python)
     interpreter, header = choose_interpreter(program)
     with tempfile.TemporaryDirectory(prefix="callscope-bytecode-") as name:
         directory = Path(name)
-        status = run(program, interpreter, header, Choice(names, files, limit), directory)
+        status = run(program, interpreter, header, choice, directory)
         decoder = Decoder(read_codes(directory, interpreter))
         executed = (one for one in decoder.read(directory) if isinstance(one, Executed))
-        output.write_lines((json_lines if output.json else text_lines)(executed, resolve))
+        output.write_lines((json_lines if output.json else text_lines)(selection.of(executed), resolve))
     if decoder.full:
         click.echo("callscope: warning: the disk was full: the end is missing", err=True)
     if decoder.unknown:

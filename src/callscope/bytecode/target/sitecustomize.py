@@ -62,6 +62,7 @@ def check_code(path, header):
 def begin():
     # type: () -> None
     """Restore the environment, then start the recorder."""
+    known = set(sys.modules)
     directory = os.environ.pop("CALLSCOPE_BYTECODE")
     chosen = settings(directory)
     if "path" in chosen:
@@ -92,6 +93,8 @@ def begin():
         )
     except Exception as error:
         give_up(directory, "recorder " + str(error))
+    for name in set(sys.modules) - known - {"thread"}:  # the recorder's functions stay in that one
+        del sys.modules[name]
 
 
 begin()
