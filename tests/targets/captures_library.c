@@ -12,3 +12,8 @@ void library_entry(uint64_t tag) {
     NAME(tag);
     __asm__ volatile("");
 }
+
+void library_calls(void (*back)(uint64_t tag), uint64_t tag) {
+    back(tag);
+    __asm__ volatile("");
+}
