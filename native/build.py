@@ -174,7 +174,7 @@ def build(output: Path) -> list[Path]:
 
 def copy_package(output: Path) -> list[Path]:
     """What programs that are built with callscope need: the C header, and the files of CMake and pkg-config."""
-    wanted = {NATIVE / "include/callscope.h": output / "include/callscope.h"}
+    wanted = {NATIVE / "include" / name: output / "include" / name for name in ("callscope.h", "callscope-hooks.c")}
     package = NATIVE / "package"
     wanted |= {path: output / path.relative_to(package) for path in package.rglob("*.*") if path.is_file()}
     version = package_version()

@@ -29,9 +29,10 @@ struct callscope_table {
     uint64_t magic;
     void (*stop)(void), (*start)(void), (*pause)(void), (*resume)(void), (*marker)(const char *);
     void (*thread_name)(const char *), (*capture)(uint64_t);
+    void (*hooks[2])(void *function, void *stack, void *back); /* for callscope-hooks.c */
 };
 static volatile struct callscope_table callscope_table
-    __attribute__((section(".clscope"), used, aligned(8))) = {0x455043534c4c4143ull, 0, 0, 0, 0, 0, 0, 0};
+    __attribute__((section(".clscope"), used, aligned(8))) = {0x455043534c4c4143ull, 0, 0, 0, 0, 0, 0, 0, {0, 0}};
 #define CALLSCOPE_FUNCTION(name, parameters, arguments)                                                                \
     CALLSCOPE_INLINE callscope_do_##name parameters {                                                                  \
         void(*at) parameters = callscope_table.name;                                                                   \

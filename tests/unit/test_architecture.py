@@ -46,7 +46,7 @@ LIBRARIES: dict[str, set[str]] = {
 """Third-party packages, and the rooms that may use them."""
 
 C_ROOMS: dict[str, set[str]] = {
-    "include": set(),
+    "include": {"include"},
     "include/callscope": {"include/callscope"},
     "agent/core": {"include/callscope", "agent/core"},
     "agent/linux": {"include/callscope", "agent/core", "agent/linux"},

@@ -13,12 +13,24 @@
 /* struct callscope_table of callscope.h. */
 struct table {
     uint64_t magic;
-    void *functions[7];
+    void *functions[9];
 };
 
+/* From callscope-hooks.c. */
+static void hook_enter(uint64_t function, uint64_t sp, uint64_t back) {
+    if (cs_hooks)
+        cs_hook(function, sp, back, CS_EXTENDED_INLINE_ENTRY);
+}
+
+static void hook_exit(uint64_t function, uint64_t sp, uint64_t back) {
+    if (cs_hooks)
+        cs_hook(function, sp, back, CS_EXTENDED_INLINE_EXIT);
+}
+
 static void fill(struct table *table, bool on) {
-    void *const functions[] = {callscope_stop,   callscope_start,       callscope_pause,  callscope_resume,
-                               callscope_marker, callscope_thread_name, callscope_capture};
+    void *const functions[] = {callscope_stop,    callscope_start,  callscope_pause,
+                               callscope_resume,  callscope_marker, callscope_thread_name,
+                               callscope_capture, hook_enter,       hook_exit};
     for (uint32_t i = 0; i < sizeof functions / sizeof *functions; i++)
         __atomic_store_n(&table->functions[i], on ? functions[i] : NULL, __ATOMIC_RELEASE);
 }

@@ -166,6 +166,9 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
     }
     *applied_to(module) = (struct applied){*plan, region - image->base - header->delta};
     module->flags |= CS_MODULE_TRACED;
+    module->hooked = header->features & CS_PLAN_HOOKS;
+    if (module->hooked && !stopped)
+        cs_hooks_start();
     module->id_base = id_base;
     module->function_count = header->function_count;
     module->patch_count = outcome.applied;
@@ -234,6 +237,7 @@ static void take_back(const struct cs_module *module) {
 }
 
 void cs_regions_off(void) {
+    cs_hooks_stop();
     for (uint32_t i = 0; i < cs_module_count; i++) {
         if (!cs_modules[i].handle || !cs_modules[i].region)
             continue;
@@ -244,12 +248,18 @@ void cs_regions_off(void) {
 
 void cs_regions_switch(bool off) {
     ULONG old;
+    bool hooked = false;
     stopped = off;
     for (uint32_t i = 0; i < cs_module_count; i++) {
         const struct cs_module *module = &cs_modules[i];
         if (!module->handle || !module->region || !protect(module->region, CS_PLAN_PAGE, PAGE_EXECUTE_READWRITE, &old))
             continue;
+        hooked |= module->hooked;
         write_stubs(module->region, module->id_base);
         protect(module->region, CS_PLAN_PAGE, old, &old);
     }
+    if (off)
+        cs_hooks_stop();
+    else if (hooked)
+        cs_hooks_start();
 }

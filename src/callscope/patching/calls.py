@@ -11,7 +11,7 @@ from iced_x86 import Instruction, OpKind, Register
 from callscope.binary import disassembly as dis
 from callscope.patching.runs import JUMP_BYTES, CallSite, Refusal, Run
 from callscope.patching.scope import Scope
-from callscope.patching.text import GUARDED, NOT_PART, SIGNAL_FRAME
+from callscope.patching.text import GUARDED, NOT_PART, UNTOUCHED
 from callscope.patching.windows import FALLS, Windows, long_displacement
 
 _ALONG = frozenset({dis.PLAIN, dis.LEA, dis.IMMEDIATE, dis.NOP})
@@ -31,7 +31,7 @@ class CallSites:
     def plan_function(self, index: int) -> None:
         """Choose the sites of one function, then the places they return to."""
         text = self._text
-        if index in text.undecodable or text.kinds[index] == SIGNAL_FRAME:
+        if index in text.undecodable or text.kinds[index] in UNTOUCHED:
             return
         code = text.instructions(index)
         kinds = [dis.KINDS[instruction.code] for instruction in code]

@@ -25,9 +25,12 @@ from callscope.binary.image import Image
 from callscope.binary.imports import exported_functions, import_names
 from callscope.binary.open import open_image
 from callscope.errors import CallscopeError
-from callscope.patching.text import Text
+from callscope.patching.text import HOOK, Text
 
 ENTER, EXIT = "__cyg_profile_func_enter", "__cyg_profile_func_exit"
+_MARK_BYTES = 8
+_OWN_HOOKS = {bytes.fromhex("0f1f840043534845"): ENTER, bytes.fromhex("0f1f840043534858"): EXIT}
+"""no-operations with which native/include/callscope-hooks.c begins its functions"""
 _CALLS = (dis.CALL, dis.INDIRECT_CALL)
 _JUMPS = (dis.JUMP, dis.INDIRECT_JUMP)
 _RET = 0xC3
@@ -67,22 +70,25 @@ def silence_hooks(image: Image, text: Text) -> None:
     """Take the calls of hooks that tell nothing new out of the code to plan for; `text.hooks` and `text.silenced` say
     what was found.
     """
-    if not isinstance(image, ElfImage):
-        return
-    names = import_names(image)
-    places = {place: name for place, name in names.items() if name in (ENTER, EXIT)}
+    words: dict[int, int] = {}
+    if isinstance(image, ElfImage):
+        names = import_names(image)
+        places = {place: name for place, name in names.items() if name in (ENTER, EXIT)}
+        exported = exported_functions(image) if places else {}
+        words = {place: exported[name] for place, name in names.items() if name in exported}
+    else:
+        places = _own_hooks(text)
     if not places:
         return
-    exported = exported_functions(image)
-    words = {place: exported[name] for place, name in names.items() if name in exported}
     groups: dict[int, list[_Site]] = defaultdict(list)
     for index in range(len(text.starts)):
         if index not in text.undecodable:
-            sites = _find(text, index, places, words, image.base)
+            sites = _find(text, index, places, words, image)
             if sites:
                 groups[int(text.owners[index])] += sites
     text.hooks = frozenset(site.address for sites in groups.values() for site in sites)
-    code, originals = bytearray(text.code), _originals(image)
+    code = bytearray(text.code)
+    originals = _originals(image) if isinstance(image, ElfImage) else {}
     for owner, sites in groups.items():
         start = originals.get(text.starts[owner], text.starts[owner])
         redundant = _redundant(start, sites)
@@ -123,8 +129,20 @@ def _redundant(start: int, sites: list[_Site]) -> list[_Site]:
     return own + [site for site in sites if not site.enters and site.names == start]
 
 
-def _find(text: Text, index: int, places: dict[int, str], words: dict[int, int], base: int) -> list[_Site]:
+def _own_hooks(text: Text) -> dict[int, str]:
+    """The hooks of callscope-hooks.c in a PE image, by their first bytes; they are not planned."""
+    found = {}
+    for index, start in enumerate(text.starts):
+        name = _OWN_HOOKS.get(text.code[start - text.low : start - text.low + _MARK_BYTES])
+        if name is not None:
+            found[start] = name
+            text.kinds[index] = HOOK
+    return found
+
+
+def _find(text: Text, index: int, places: dict[int, str], words: dict[int, int], image: Image) -> list[_Site]:
     code = text.instructions(index)
+    argument = Register.RCX if image.is_pe else Register.RDI
     found = []
     for position, instruction in enumerate(code):
         kind = dis.KINDS[instruction.code]
@@ -135,7 +153,7 @@ def _find(text: Text, index: int, places: dict[int, str], words: dict[int, int],
         else:
             continue
         if name is not None and instruction.len - (kind in _JUMPS) in NOPS:
-            named = _value(code, position, Register.RDI, words, base)
+            named = _value(code, position, argument, words, image.base)
             found.append(_Site(instruction.ip, instruction.len, index, name == ENTER, kind in _JUMPS, named))
     return found
 

@@ -14,7 +14,7 @@ from iced_x86 import Instruction
 from callscope.binary import disassembly as dis
 from callscope.format import PATCH_ALWAYS
 from callscope.patching.runs import JUMP_BYTES, SHORT_JUMP_BYTES, Layout, Redirect, Refusal, Run
-from callscope.patching.text import NOT_PART, SIGNAL_FRAME, SOFT, Taken, Text, islands_in
+from callscope.patching.text import NOT_PART, SOFT, UNTOUCHED, Taken, Text, islands_in
 from callscope.patching.windows import FALLS, Pending, Windows, long_displacement
 
 REACH_BACK = 128
@@ -276,7 +276,7 @@ class Rescue:
         text, taken = self.text, self.taken
         index = max(self.first, bisect_right(text.starts, low) - 1)
         while index < self.last and text.starts[index] < high:
-            if text.kinds[index] == SIGNAL_FRAME or index in text.undecodable:
+            if text.kinds[index] in UNTOUCHED or index in text.undecodable:
                 index += 1
                 continue
             code = self._decode(index)

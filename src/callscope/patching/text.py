@@ -28,6 +28,9 @@ GUARDED = 8
 NOT_PART = 0
 PART = 1
 SIGNAL_FRAME = 2
+HOOK = 3
+UNTOUCHED = (SIGNAL_FRAME, HOOK)
+"""kinds of functions that stay as they are"""
 
 # The no-operations that compilers and assemblers pad with (Intel SDM volume 2B, NOP), int3, and zero bytes between
 # functions.

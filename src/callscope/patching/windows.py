@@ -14,7 +14,7 @@ from iced_x86 import Instruction, Register
 from callscope.binary import disassembly as dis
 from callscope.patching.frames import Frames
 from callscope.patching.runs import JUMP_BYTES, Layout, Redirect, Refusal, Run
-from callscope.patching.text import NOT_PART, SIGNAL_FRAME, Taken, Text
+from callscope.patching.text import HOOK, NOT_PART, SIGNAL_FRAME, Taken, Text
 
 FALLS = dis.FALLS_THROUGH | {dis.BRANCH, dis.LOOP}
 """kinds that may stand inside a run"""
@@ -53,6 +53,8 @@ class Windows:
         text = self.text
         start, end = text.starts[index], text.ends[index]
         kind = text.kinds[index]
+        if kind == HOOK:
+            return
         if index in text.undecodable:
             self._refuse_all(index, "its bytes are not all instructions, or its exception table is damaged")
             return
