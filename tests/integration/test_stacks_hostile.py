@@ -38,6 +38,7 @@ def build(path: Path, name: str) -> Path:
 @pytest.fixture
 def record(tmp_path: Path, plan_cache: Path) -> Record:
     def run(*command: str | Path, **recording: Any) -> Trace:
+        recording = {"modules": ("none",), "python": "off"} | recording
         outcome = run_traced(command, tmp_path / "stacks.trace", plan_cache, 120, recording=recording)
         assert outcome.status == 0, outcome.errors
         assert outcome.trace is not None
@@ -124,7 +125,7 @@ def test_paths_of_other_alphabets(program: Path, record: Record, tmp_path: Path)
 def test_damaged_unwind_tables(program: Path, library: Path, record: Record, plan_cache: Path, tmp_path: Path) -> None:
     """Refused, or they lead astray; the program goes on in any case, and every stack begins where it was captured."""
     record(program, "load", library)
-    tables = sorted(plan_cache.rglob("*.unwind"))
+    tables = sorted(table for table in plan_cache.rglob("*.unwind") if table.stat().st_size < 30_000)  # made in no time
     assert tables
     chance = random.Random(3)
     whole = {table: table.read_bytes() for table in tables}

@@ -43,6 +43,22 @@ def test_libraries_at_the_same_address_are_told_apart(
     assert found[2] == [("libbar.dll", "bar.c", line) for line in (15, 20, 25)]
 
 
+def test_paths_of_other_alphabets(windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "Bibliothèque 図書館"
+    directory.mkdir()
+    build_libraries(directory)
+    program = compile_program([HOST / "host.c"], directory / "host.exe", ["-O2", "-g"], "mingw")
+    program = program.rename(directory / "Πρόγραμμα.exe")
+    monkeypatch.chdir(directory)
+    outcome = windows.traced(tmp_path / "host.trace", program)
+    assert outcome.status == 0, outcome.errors
+    found = {one.tag: group for one, group in Stacks(open_trace(tmp_path / "host.trace")).each()}
+    for tag, library in ((1, "libfoo.dll"), (2, "libbar.dll"), (3, "libfoo.dll")):
+        modules = [frame.module for frame in found[tag].frames]
+        assert modules[:4] == [library] * 3 + ["Πρόγραμμα.exe"] and ends(found[tag]) is None
+        assert found[tag].frames[0].line == 15
+
+
 def test_threads_that_load_and_unload(windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build_libraries(tmp_path)
     source = TARGETS / "windows_captures.c"
