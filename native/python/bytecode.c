@@ -4,20 +4,21 @@
  */
 #include "bytecode_routes.h"
 
-/* start(version, events, codes, names, every_file, files, limit, source, threads): `source` is sys.monitoring, or the
- * running frame. */
+/* start(version, events, codes, names, every_file, files, limit, values, heights, source, threads): `source` is
+ * sys.monitoring, or the running frame. */
 static Object *start(Object *self, Object *arguments) {
     (void)self;
     const char *events, *codes;
     Object *source, *threads;
     int every_file;
-    if (!api.PyArg_ParseTuple(arguments, "issOiOlOO", &choice.version, &events, &codes, &choice.names, &every_file,
-                              &choice.files, &choice.limit, &source, &threads)) {
+    if (!api.PyArg_ParseTuple(arguments, "issOiOliOOO", &choice.version, &events, &codes, &choice.names, &every_file,
+                              &choice.files, &choice.limit, &choice.values, &choice.heights, &source, &threads)) {
         return NULL;
     }
     choice.every_file = every_file != 0;
     api.Py_IncRef(choice.names);
     api.Py_IncRef(choice.files);
+    api.Py_IncRef(choice.heights);
     if (!stream_open(events, codes)) {
         api.PyErr_SetString(api.runtime_error, "the recording's files cannot be mapped: is the disk full?");
         return NULL;

@@ -15,6 +15,9 @@ bool api_open(void) {
     complete = complete && api.name != NULL;
     API_FUNCTIONS(FUNCTION)
 #undef FUNCTION
+#define TYPE(name) api.name = dlsym(RTLD_DEFAULT, #name);
+    API_TYPES(TYPE)
+#undef TYPE
     if (api.PyUnicode_AsUTF8 == NULL) {
         api.PyBytes_AsString = api.PyString_AsString;
         api.PyBytes_Size = api.PyString_Size;

@@ -60,6 +60,12 @@ enum { MODULE_API = 1013 }; /* PYTHON_API_VERSION of 2.5 to 3.14 */
     FUNCTION(PyObject_GetAttrString, Object *, (Object *, const char *))                                               \
     FUNCTION(PyObject_Repr, Object *, (Object *))                                                                      \
     FUNCTION(PyObject_SetAttrString, int, (Object *, const char *, Object *))                                          \
+    FUNCTION(PyList_GetItem, Object *, (Object *, intptr_t))                                                           \
+    FUNCTION(PyLong_AsLongAndOverflow, long, (Object *, int *))                                                        \
+    FUNCTION(PyEval_GetFrame, Object *, (void))                                                                        \
+    FUNCTION(PySequence_Contains, int, (Object *, Object *))                                                           \
+    FUNCTION(PySequence_GetSlice, Object *, (Object *, intptr_t, intptr_t))                                            \
+    FUNCTION(PySequence_Size, intptr_t, (Object *))                                                                    \
     FUNCTION(PyTuple_GetItem, Object *, (Object *, intptr_t))                                                          \
     FUNCTION(PyTuple_Size, intptr_t, (Object *))
 
@@ -76,11 +82,26 @@ enum { MODULE_API = 1013 }; /* PYTHON_API_VERSION of 2.5 to 3.14 */
     FUNCTION(Py_InitModule4_64, Object *, (const char *, Method *, const char *, Object *, int))                       \
     FUNCTION(PyUnicode_AsUTF8, const char *, (Object *))
 
+/* types; null where a version lacks one */
+#define API_TYPES(TYPE)                                                                                                \
+    TYPE(PyBool_Type)                                                                                                  \
+    TYPE(PyBytes_Type)                                                                                                 \
+    TYPE(PyFloat_Type)                                                                                                 \
+    TYPE(PyInt_Type)                                                                                                   \
+    TYPE(PyList_Type)                                                                                                  \
+    TYPE(PyLong_Type)                                                                                                  \
+    TYPE(PyString_Type)                                                                                                \
+    TYPE(PyTuple_Type)                                                                                                 \
+    TYPE(PyUnicode_Type)
+
 typedef struct {
 #define FUNCTION(name, result, parameters) result(*name) parameters;
     API_FUNCTIONS(FUNCTION)
     API_OPTIONAL(FUNCTION)
 #undef FUNCTION
+#define TYPE(name) Object *name;
+    API_TYPES(TYPE)
+#undef TYPE
     Object *none;          /* Py_None */
     Object *runtime_error; /* PyExc_RuntimeError */
 } Api;

@@ -16,6 +16,9 @@ static inline uint32_t position(Object *offset) {
 
 static Object *on_instruction(Object *self, Object *const *arguments, intptr_t count) {
     (void)self, (void)count;
+    if (choice.values) {
+        values_record(api.PyEval_GetFrame(), arguments[0], position(arguments[1]));
+    }
     stream_instruction(arguments[0], position(arguments[1]));
     return none();
 }

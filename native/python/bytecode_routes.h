@@ -20,3 +20,8 @@ typedef struct {
 /* Of CPython 2.7 and 3.6, for code objects new to the recorder: lines as `code` had them, and each instruction its own.
  */
 bool lines_replace(Code *code, const Layout *layout);
+
+/* The stack of `frame`, which runs `code`, before the instruction at `at`, recorded next; nothing when it is not
+ * chosen.
+ */
+void values_record(Object *frame, Object *code, uint32_t at);

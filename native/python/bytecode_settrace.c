@@ -1,5 +1,6 @@
 /* CPython 2.7 and 3.6 to 3.11: a trace function in C. */
 #include "bytecode_routes.h"
+#include <string.h>
 
 /* What trace functions are told: Include/pystate.h. */
 enum { TRACE_CALL = 0, TRACE_LINE = 2, TRACE_RETURN = 3, TRACE_OPCODE = 7 };
@@ -17,6 +18,9 @@ enum { INNER_FRAME = 24 }; /* 3.11: where a frame object has the frame proper, w
 
 static const Layout *layout;
 static Object *tracer; /* what sys.gettrace() gives: installs the trace function again when the program does that */
+
+static Object
+    *ignorer; /* CPython 2.7: the local trace function of frames, for one of the program's own: does nothing */
 
 static inline Object *frame_code(Object *frame) {
     char *base = (char *)frame;
@@ -45,8 +49,8 @@ static Code *entered(Object *frame) {
         lines_replace(code, layout);
         Object **trace = (Object **)((char *)frame + layout->trace);
         if (layout->trace != 0 && *trace == NULL) { /* so that the line is asked of the frame, not of the code */
-            api.Py_IncRef(api.none);
-            *trace = api.none;
+            api.Py_IncRef(ignorer);
+            *trace = ignorer;
         }
     }
     return code;
@@ -61,12 +65,18 @@ static void traced_line(Object *frame) {
             *(int32_t *)((char *)frame + layout->lineno) = code->lines[at];
         }
     }
+    if (choice.values) {
+        values_record(frame, object, at);
+    }
     stream_instruction(object, at);
 }
 
 static int trace(Object *self, Object *frame, int what, Object *argument) {
     (void)self, (void)argument;
     if (what == TRACE_OPCODE) {
+        if (choice.values) {
+            values_record(frame, frame_code(frame), (uint32_t)frame_position(frame));
+        }
         stream_instruction(frame_code(frame), (uint32_t)frame_position(frame));
     } else if (what == TRACE_LINE) {
         if (layout->lnotab != 0) {
@@ -86,11 +96,22 @@ static int trace(Object *self, Object *frame, int what, Object *argument) {
     return 0;
 }
 
+/* The program has installed what sys.gettrace() gave it, which is called as any trace function is. */
 static Object *reinstall(Object *self, Object *arguments) {
-    (void)self, (void)arguments;
+    (void)self;
     api.PyEval_SetTrace(trace, tracer);
+    const char *event = api.PyTuple_Size(arguments) == 3 ? api_text(api.PyTuple_GetItem(arguments, 1)) : NULL;
+    if (event != NULL && strcmp(event, "call") == 0) {
+        trace(NULL, api.PyTuple_GetItem(arguments, 0), TRACE_CALL, NULL);
+    }
     api.Py_IncRef(tracer);
     return tracer;
+}
+
+static Object *ignore(Object *self, Object *arguments) {
+    (void)self, (void)arguments;
+    api.Py_IncRef(ignorer);
+    return ignorer;
 }
 
 /* A thread's function with its arguments, in `call`. */
@@ -102,6 +123,7 @@ static Object *run_thread(Object *call, Object *arguments) {
 }
 
 static Method reinstall_method = {"trace", reinstall, METHOD_TUPLE, NULL};
+static Method ignore_method = {"trace", ignore, METHOD_TUPLE, NULL};
 static Method thread_method = {"run", run_thread, METHOD_TUPLE, NULL};
 
 /* start_new_thread(function, arguments[, keywords]): `original`, of something that installs the trace function first.
@@ -172,7 +194,8 @@ bool settrace_open(Object *frame, Object *threads) {
         return false;
     }
     tracer = api.PyCFunction_NewEx(&reinstall_method, NULL, NULL);
-    if (tracer == NULL || !wrap_threads(threads)) {
+    ignorer = api.PyCFunction_NewEx(&ignore_method, NULL, NULL);
+    if (tracer == NULL || ignorer == NULL || !wrap_threads(threads)) {
         return false;
     }
     api.PyEval_SetTrace(trace, tracer);

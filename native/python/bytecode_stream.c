@@ -93,6 +93,7 @@ static void reserve(void) {
     }
     if (stopped) {
         stream.cursor = window;
+        stream.limit = window + WINDOW_BYTES - LONGEST_TOKEN;
     }
 }
 

@@ -43,8 +43,11 @@ typedef struct {
     Object *code;
     uint32_t number; /* 0: not recorded */
     uint32_t line_count;
-    bool local_events; /* CPython 3.12 on: its events are switched on */
-    int32_t *lines;    /* CPython 2: line of each position */
+    bool local_events;   /* CPython 3.12 on: its events are switched on */
+    int32_t *lines;      /* CPython 2: line of each position */
+    uint32_t stack_size; /* of values: 1 + the most that its stack holds; 0: not asked for yet */
+    uint32_t locals;     /* of values, CPython 3.11 on: variables before the stack */
+    Object *heights;     /* of values, CPython 3.12 on: see Choice; null: unknown */
 } Code;
 
 /* Which code objects are recorded: those of the main program's file, or of files that match, or all; by name, if any.
@@ -52,8 +55,10 @@ typedef struct {
 typedef struct {
     Object *names, *files; /* tuples of str */
     bool every_file;
-    int version; /* of the interpreter: 100 x major + minor */
-    long limit;  /* instructions to record at most, about; 0: no limit */
+    int version;     /* of the interpreter: 100 x major + minor */
+    long limit;      /* instructions to record at most, about; 0: no limit */
+    int values;      /* the stack's values, too */
+    Object *heights; /* of values, CPython 3.12 on: gives the height of the stack before each code unit, as bytes */
 } Choice;
 
 extern Choice choice;

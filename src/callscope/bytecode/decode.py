@@ -175,7 +175,7 @@ class Decoder:
         yield Executed(self._thread, code, index, values)
         while code.instructions[index].name == EXTENDED_ARG and index + 1 < len(code.instructions):
             index += 1
-            yield Executed(self._thread, code, index)
+            yield Executed(self._thread, code, index, values)
             self._supplied = range(at + 1, code.instructions[index].offset // self._codes.unit + 1)
         frame.last = index
 

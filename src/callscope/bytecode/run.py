@@ -26,6 +26,7 @@ LIBRARY_NAME = "libcallscope-bytecode.so"
 TARGET = Path(__file__).parent / "target"
 DIRECTORY_VARIABLE = "CALLSCOPE_BYTECODE"
 PATH_VARIABLE = "PYTHONPATH"
+LAST_WITH_VALUES = (3, 13)
 EVENTS, CODES = "events", "codes"
 
 
@@ -42,12 +43,13 @@ class Program:
 @dataclass(frozen=True)
 class Choice:
     """What to record: names of code objects (globs), and files (globs; none: the program's own). limit: about how many
-    instructions, 0 for all.
+    instructions, 0 for all. values: the stack's, too.
     """
 
     names: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     limit: int = 0
+    values: bool = False
 
 
 def choose_interpreter(program: Program) -> tuple[Interpreter, int]:
@@ -82,6 +84,8 @@ def run(program: Program, interpreter: Interpreter, header: int, choice: Choice,
 
     Raises RecordError when the recorder cannot start, or the file's code is damaged.
     """
+    if choice.values and interpreter.version > LAST_WITH_VALUES:
+        raise UsageError("--values: the stacks of CPython 3.14 cannot be read; leave it out")
     _prepare(program, header, choice, directory)
     first = ["-m", program.name] if program.is_module else [program.name]
     environment = os.environ | {DIRECTORY_VARIABLE: str(directory), PATH_VARIABLE: _search_path(directory)}
@@ -107,6 +111,7 @@ def _prepare(program: Program, header: int, choice: Choice, directory: Path) -> 
         "files": "\n".join(choice.files),
         "every_file": str(int("*" in choice.files)),
         "limit": str(choice.limit),
+        "values": str(int(choice.values)),
     }
     if PATH_VARIABLE in os.environ:
         settings["path"] = os.environ[PATH_VARIABLE]

@@ -40,6 +40,7 @@ class _Value(click.ParamType[str]):
 @click.option("-n", "--name", "names", type=_Value(), multiple=True, metavar="NAME",
               help="With -t only: co_name of the code objects to trace, or a glob; may be repeated.")  # fmt: skip
 @click.option("-r", "--resolve", is_flag=True, help="Show what operands mean: constants, names, jump targets.")
+@click.option("--values", is_flag=True, help="Show the values on the stack before each instruction, the top last.")
 @click.option("-m", "--module", "is_module", is_flag=True, help="FILE is the name of a module, as for python -m.")
 @click.option("--file", "files", multiple=True, metavar="GLOB",
               help="Code of files that match, instead of FILE's own; '*' for all; may be repeated.")  # fmt: skip
@@ -56,8 +57,8 @@ class _Value(click.ParamType[str]):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bytecode(
     file: str, tracefile: Path, arguments: tuple[str, ...], which: str, names: tuple[str, ...], resolve: bool,
-    is_module: bool, files: tuple[str, ...], lines: str | None, begin: str | None, end: str | None, limit: int,
-    python: str | None, output_format: str, force: bool,
+    values: bool, is_module: bool, files: tuple[str, ...], lines: str | None, begin: str | None, end: str | None,
+    limit: int, python: str | None, output_format: str, force: bool,
 ) -> None:  # fmt: skip
     """Run a Python program and write every bytecode instruction that it executes to TRACEFILE.
 
@@ -73,7 +74,7 @@ def bytecode(
         parse_mark(end) if end is not None else None,
         limit,
     )
-    choice = Choice(names, files, 0 if selection.partial else limit)
+    choice = Choice(names, files, 0 if selection.partial else limit, values)
     program = Program(file, arguments, is_module, python)
     interpreter, header = choose_interpreter(program)
     with tempfile.TemporaryDirectory(prefix="callscope-bytecode-") as name:

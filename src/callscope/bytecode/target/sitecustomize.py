@@ -59,6 +59,46 @@ def check_code(path, header):
         raise ValueError("no code object")
 
 
+def depth_table():
+    # type: () -> Any
+    """A function that gives the height of the stack before each code unit, a byte each, 255 where none is known.
+
+    CPython 3.12 on keeps it in a register while it tells of instructions. The effects are those of `dis`; what an
+    exception finds on the stack is in the exception table (Objects/exception_handling_notes.txt).
+    """
+    import dis
+
+    every = dis  # type: Any
+    effect, ends = every.stack_effect, ("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE")
+    jumps = set(dis.hasjrel) | set(dis.hasjabs)
+
+    def table(code):
+        # type: (Any) -> bytes
+        instructions = list(every.get_instructions(code))
+        place = {one.offset: index for index, one in enumerate(instructions)}
+        heights = bytearray(b"\xff" * (len(code.co_code) // 2))
+        caught = every._parse_exception_table(code)
+        waiting = [(0, 0)] + [(place[one.target], one.depth + 1 + bool(one.lasti)) for one in caught]
+        while waiting:
+            index, height = waiting.pop()
+            while index < len(instructions):
+                one = instructions[index]
+                if not 0 <= height < 255 or heights[one.offset // 2] != 255:
+                    break
+                heights[one.offset // 2] = height
+                if one.opcode in jumps:
+                    waiting.append((place[one.argval], height + effect(one.opcode, one.arg, jump=True)))
+                if one.opname in ends or one.opname.startswith("JUMP"):
+                    break
+                height += effect(one.opcode, one.arg if one.opcode >= dis.HAVE_ARGUMENT else None, jump=False)
+                if one.opname == "RETURN_GENERATOR" and not effect(one.opcode, None):
+                    height += 1  # what is sent first, popped behind it
+                index += 1
+        return bytes(heights)
+
+    return table
+
+
 def begin():
     # type: () -> None
     """Restore the environment, then start the recorder."""
@@ -88,6 +128,8 @@ def begin():
             int(chosen["every_file"]),
             tuple(chosen["files"].split("\n")) if chosen["files"] else (),
             int(chosen["limit"]),
+            int(chosen["values"]),
+            depth_table() if version >= 312 and int(chosen["values"]) else None,
             getattr(sys, "monitoring", None) or sys._getframe(),
             thread,
         )
