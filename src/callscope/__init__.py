@@ -9,14 +9,16 @@ if TYPE_CHECKING:
     from callscope.api import TraceTables as open  # noqa: N813
     from callscope.recording.api import record as record
     from callscope.recording.capture import capture as capture
+    from callscope.recording.inside import trace as trace
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "capture", "open", "record"]
+__all__ = ["__version__", "capture", "open", "record", "trace"]
 
 _LAZY = {
     "capture": ("callscope.recording.capture", "capture"),
     "open": ("callscope.api", "TraceTables"),
     "record": ("callscope.recording.api", "record"),
+    "trace": ("callscope.recording.inside", "trace"),
 }
 """Names of this package: module and name there, imported when first used, so that `import callscope` stays quick."""
 

@@ -139,6 +139,8 @@ void cs_thread_rename(struct cs_block *block, const char *name);
 void cs_thread_follow_name(struct cs_block *block);
 /* Close the blocks of threads that have ended; at most `checks` blocks are looked at. */
 void cs_threads_reap(uint32_t checks);
+/* Close all blocks: no thread records any more. They are not given out again. */
+void cs_threads_close(void);
 /* The slow path, from routines.inc: on return an event may fit, try again. */
 void cs_refill(uint64_t sp);
 /* From entry.S: the counter's high half changed. Turns the reserved slot into an EPOCH event. */

@@ -109,6 +109,15 @@ void cs_threads_reap(uint32_t checks) {
     cs_unlock(&cs_session.process->block_lock);
 }
 
+void cs_threads_close(void) {
+    struct cs_process *process = cs_session.process;
+    cs_lock(&process->block_lock);
+    for (uint32_t i = process->first_block; i < process->block_count; i++)
+        if (cs_session.blocks[i].used)
+            bury(&cs_session.blocks[i]);
+    cs_unlock(&process->block_lock);
+}
+
 /* With block_lock held. NULL when all are taken. */
 static struct cs_block *find_block(uint32_t tid) {
     struct cs_process *process = cs_session.process;

@@ -327,7 +327,7 @@ void cs_loader_start(void) {
         if (cs_unwind_ready)
             add_all_untraced();
         cs_unlock(&cs_session.process->module_lock);
-        started = hook();
+        started = started || hook();
     }
     if (!started)
         cs_note(CS_NOTE_NO_LOADER_HOOK, "modules loaded later stay unknown: the loader cannot be watched");

@@ -29,10 +29,8 @@ const char *cs_environment(char **environment, const char *name) {
     return NULL;
 }
 
-static void read_auxiliary_vector(char **environment) {
-    while (*environment)
-        environment++;
-    for (const Elf64_auxv_t *entry = (const Elf64_auxv_t *)(environment + 1); entry->a_type != AT_NULL; entry++) {
+static void read_auxiliary_vector(const Elf64_auxv_t *entry) {
+    for (; entry->a_type != AT_NULL; entry++) {
         if (entry->a_type == AT_PHDR)
             cs_launch.program_headers = entry->a_un.a_val;
         else if (entry->a_type == AT_PHNUM)
@@ -78,6 +76,15 @@ static void forget_environment(char **environment) {
         *out++ = NULL;
 }
 
+/* The bytes of a file, at most `bytes`. */
+static uint64_t read_file(const char *path, void *to, uint64_t bytes) {
+    int descriptor = cs_open(path, O_RDONLY);
+    long got = descriptor < 0 ? 0 : cs_call3(SYS_read, descriptor, (long)to, (long)bytes);
+    if (descriptor >= 0)
+        cs_close(descriptor);
+    return cs_failed(got) ? 0 : (uint64_t)got;
+}
+
 static void describe_program(int argument_count, char **arguments) {
     struct cs_session *session = &cs_session;
     long bytes = cs_call3(SYS_readlink, (long)"/proc/self/exe", (long)session->path, sizeof session->path - 1);
@@ -90,6 +97,8 @@ static void describe_program(int argument_count, char **arguments) {
     uint64_t at = 0;
     for (int i = 0; i < argument_count && at + 2 < sizeof session->command; i++, at++)
         cs_text_append(session->command, sizeof session->command - 1, &at, arguments[i]);
+    if (!arguments)
+        at = read_file("/proc/self/cmdline", session->command, sizeof session->command - 1);
     session->command_bytes = (uint32_t)at;
 }
 
@@ -122,6 +131,8 @@ static uint8_t *map_session_file(const char *directory, const char *name, uint64
 
 /* The pages that a child of fork gets zeroed: the process's facts, then the blocks of threads. */
 static bool prepare_blocks(void) {
+    if (cs_session.blocks)
+        return true;
     uint64_t bytes = (THREAD_LIMIT + 1ull) * sizeof(struct cs_block);
     uint8_t *memory = cs_system_memory(bytes);
     if (!memory || cs_failed(cs_call3(SYS_madvise, (long)memory, (long)bytes, MADV_WIPEONFORK)))
@@ -169,8 +180,13 @@ static void enter_process(void) {
                      before ? before : cs_journal_find(cs_system_parent_pid(), 0));
 }
 
-static void begin(const char *directory, int argument_count, char **arguments) {
+bool cs_start(const char *directory, int argument_count, char **arguments) {
     uint64_t events_bytes, journal_bytes;
+    Elf64_auxv_t vector[64];
+    if (!arguments && read_file("/proc/self/auxv", vector, sizeof vector) >= sizeof *vector) {
+        vector[63].a_type = AT_NULL;
+        read_auxiliary_vector(vector);
+    }
     uint8_t *events = map_session_file(directory, "/events", EVENTS_ADDRESS, &events_bytes);
     uint8_t *journal = events ? map_session_file(directory, "/journal", JOURNAL_ADDRESS, &journal_bytes) : NULL;
     if (!events || !journal || !prepare_blocks() || !bind_routines() ||
@@ -180,18 +196,21 @@ static void begin(const char *directory, int argument_count, char **arguments) {
         if (journal)
             cs_unmap(journal, journal_bytes);
         cs_session.events = NULL;
-        return;
+        return false;
     }
     describe_program(argument_count, arguments);
     cs_session.namespace_id = namespace_id();
     enter_process();
-    cs_stack_give();
-    cs_signals_start();
+    if (arguments) {
+        cs_stack_give();
+        cs_signals_start();
+    }
     if (cs_session.chunks_mapped < cs_session.chunk_limit)
         cs_note(CS_NOTE_ADDRESS_SPACE, "the address space is limited: the events file is used in part");
     cs_unwind_ready = cs_session.features & CS_FEATURE_STACKS;
     cs_loader_start();
     cs_sampling_start();
+    return true;
 }
 
 /* glibc gives constructors main's arguments; where that is not so, nothing is done. */
@@ -199,7 +218,10 @@ __attribute__((constructor)) static void start(int argument_count, char **argume
     if (argument_count < 0 || argument_count > 0x1000000 || (uint64_t)arguments % 8 ||
         environment != arguments + argument_count + 1)
         return;
-    read_auxiliary_vector(environment);
+    char **end = environment;
+    while (*end)
+        end++;
+    read_auxiliary_vector((const Elf64_auxv_t *)(end + 1));
     const char *directory = cs_environment(environment, "CALLSCOPE_SESSION");
     const char *follow = cs_environment(environment, "CALLSCOPE_FOLLOW");
     cs_launch.recorder = cs_environment(environment, "CALLSCOPE_RECORDER");
@@ -208,7 +230,7 @@ __attribute__((constructor)) static void start(int argument_count, char **argume
         cs_session.alone = true;
     if (!directory || directory[0] != '/')
         return;
-    begin(directory, argument_count, arguments);
+    cs_start(directory, argument_count, arguments);
     if (cs_session.alone)
         forget_environment(environment);
 }

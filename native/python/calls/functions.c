@@ -16,6 +16,9 @@ struct native {
 
 struct known_code cs_python_known[KNOWN_CODES];
 
+static uint32_t session; /* how many there were before this one */
+static char *own; /* files that are not recorded begin so */
+
 static struct native *natives;
 static uint64_t native_count, native_mask;
 
@@ -70,7 +73,8 @@ static uint32_t tell_code(object *code) {
     cs_python.PyErr_Clear();
     struct callscope_script script = {CS_SCRIPT_CODE, line > 0 ? (uint32_t)line : 0, 0, text_of(name), text_of(file),
                                       text_of(module)};
-    uint32_t function = cs_agent.function(&script);
+    bool is_own = own && !strncmp(script.file, own, strlen(own));
+    uint32_t function = is_own ? 0 : cs_agent.function(&script);
     drop(name);
     drop(file);
     drop(number);
@@ -83,10 +87,12 @@ uint32_t cs_python_ask_code(object *code) {
     if (cs_python.get_extra(code, cs_python.extra_index, &extra) != 0)
         cs_python.PyErr_Clear();
     struct known_code *known = extra;
-    if (!known) {
+    if (known && known->session != session) {
+        *known = (struct known_code){code, quietly(tell_code, code), session};
+    } else if (!known) {
         if (!(known = malloc(sizeof *known)))
             return 0;
-        *known = (struct known_code){code, quietly(tell_code, code)};
+        *known = (struct known_code){code, quietly(tell_code, code), session};
         if (cs_python.set_extra(code, cs_python.extra_index, known) != 0) {
             cs_python.PyErr_Clear();
             free(known);
@@ -186,4 +192,14 @@ uint32_t cs_python_of_native(object *callable) {
         *slot = (struct native){method, function};
     }
     return slot->function;
+}
+
+void cs_python_forget_all(const char *own_files) {
+    free(own);
+    own = strdup(own_files);
+    session++;
+    memset(cs_python_known, 0, sizeof cs_python_known);
+    free(natives);
+    natives = NULL;
+    native_count = native_mask = 0;
 }

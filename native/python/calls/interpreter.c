@@ -62,7 +62,9 @@ static bool check_builtin(void) {
 
 bool cs_python_check(void) {
     cs_agent.mute(true);
-    cs_python.extra_index = cs_python.request_extra(cs_python_forget_code);
+    if (!cs_python.is_checked)
+        cs_python.extra_index = cs_python.request_extra(cs_python_forget_code);
+    cs_python.is_checked = true;
     bool is_right = cs_python.extra_index >= 0 && check_builtin();
     cs_python.PyErr_Clear();
     cs_agent.mute(false);

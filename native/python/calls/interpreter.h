@@ -85,6 +85,7 @@ struct cs_python {
     object *type_type, *missing;
     int minor; /* of version 3 */
     ssize_t extra_index;
+    bool is_checked;
 };
 
 extern struct cs_python cs_python;
@@ -114,6 +115,7 @@ bool cs_python_check(void);
 struct known_code {
     const object *code;
     uint32_t function;
+    uint32_t session; /* in which it has that id */
 };
 
 enum { KNOWN_CODES = 4096 };
@@ -137,8 +139,13 @@ static inline uint32_t cs_python_of_code(object *code) {
 /* The same of a function of a library, by what a PyCFunction or a method descriptor holds. */
 uint32_t cs_python_of_native(object *callable);
 
+/* A new session: ids begin anew. Code of files whose path begins with `own_files` gets none. */
+void cs_python_forget_all(const char *own_files);
+
 /* ---- monitoring.c, from 3.12 on; profile.c, up to 3.11 */
 bool cs_python_monitor(void);
+void cs_python_stop_monitor(void);
 bool cs_python_profile(void);
+void cs_python_stop_profile(void);
 
 #endif

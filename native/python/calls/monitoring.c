@@ -100,8 +100,11 @@ static object *callable_of(struct method *method, callback *callback) {
     return function;
 }
 
+static long tool = -1;
+
 static bool install(object *monitoring, object *names) {
-    long tool = take_tool(monitoring), wanted = 0;
+    long wanted = 0;
+    tool = take_tool(monitoring);
     for (unsigned i = 0; i < EVENTS && tool >= 0; i++) {
         object *function = callable_of(&methods[i], events[i].callback);
         object *number = cs_python.PyObject_GetAttrString(names, events[i].name);
@@ -123,4 +126,24 @@ bool cs_python_monitor(void) {
     object *monitoring = cs_python.PySys_GetObject("monitoring");
     object *names = monitoring ? cs_python.PyObject_GetAttrString(monitoring, "events") : NULL;
     return names && install(monitoring, names);
+}
+
+void cs_python_stop_monitor(void) {
+    object *monitoring = cs_python.PySys_GetObject("monitoring");
+    object *names = monitoring ? cs_python.PyObject_GetAttrString(monitoring, "events") : NULL;
+    if (!names || tool < 0)
+        return;
+    cs_python.PyObject_CallMethod(monitoring, "set_events", "ii", (int)tool, 0);
+    for (unsigned i = 0; i < EVENTS; i++) {
+        object *number = cs_python.PyObject_GetAttrString(names, events[i].name);
+        object *before = number ? cs_python.PyObject_CallMethod(monitoring, "register_callback", "iOO", (int)tool,
+                                                                number, cs_python.none)
+                                : NULL;
+        if (before)
+            cs_python.Py_DecRef(before);
+        cs_python.PyErr_Clear();
+    }
+    cs_python.Py_DecRef(names);
+    cs_python.PyObject_CallMethod(monitoring, "free_tool_id", "i", (int)tool);
+    tool = -1;
 }

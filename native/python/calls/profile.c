@@ -80,11 +80,19 @@ static void find_start_thread(void) {
         cs_python.Py_DecRef(module);
 }
 
-bool cs_python_profile(void) {
-    find_start_thread();
+static void set_everywhere(profile_function function) {
     thread_state *own = cs_python.PyThreadState_Get();
     thread_state *at = cs_python.PyInterpreterState_ThreadHead(cs_python.PyThreadState_GetInterpreter(own));
     for (; at; at = cs_python.PyThreadState_Next(at))
-        cs_python._PyEval_SetProfile(at, profile, NULL);
+        cs_python._PyEval_SetProfile(at, function, NULL);
+}
+
+bool cs_python_profile(void) {
+    find_start_thread();
+    set_everywhere(profile);
     return true;
+}
+
+void cs_python_stop_profile(void) {
+    set_everywhere(NULL);
 }
