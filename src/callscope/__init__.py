@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from callscope.api import TraceTables as open  # noqa: N813
+    from callscope.ipython import load_ipython_extension as load_ipython_extension
     from callscope.recording.api import record as record
     from callscope.recording.capture import capture as capture
     from callscope.recording.inside import trace as trace
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "capture", "open", "record", "trace"]
+__all__ = ["__version__", "capture", "load_ipython_extension", "open", "record", "trace"]
 
 _LAZY = {
+    "load_ipython_extension": ("callscope.ipython", "load_ipython_extension"),
     "capture": ("callscope.recording.capture", "capture"),
     "open": ("callscope.api", "TraceTables"),
     "record": ("callscope.recording.api", "record"),

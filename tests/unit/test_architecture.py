@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
 }
 """Each room, and the rooms it may import; `api` stands for DOORS. What else lies outside is for all, and knows none."""
 
-DOORS = {"__init__.py", "__main__.py", "api.py"}
+DOORS = {"__init__.py", "__main__.py", "api.py", "ipython.py", "pytest_plugin.py"}
 """Files outside of rooms that lead into them, as cli does."""
 
 LIBRARIES: dict[str, set[str]] = {

@@ -17,8 +17,8 @@ extern struct cs_launch cs_launch;
 /* The value of an environment variable, or NULL. */
 const char *cs_environment(char **environment, const char *name);
 
-/* Take part in the session of a directory. False when that is not possible. With `arguments` NULL the program itself asks,
- * and the agent is a library like others: it takes no signals. */
+/* Take part in the session of a directory. False when that is not possible. With `arguments` NULL the program itself
+ * asks, and the agent is a library like others: it takes no signals. */
 bool cs_start(const char *directory, int argument_count, char **arguments);
 
 /* ---- dropin.c */

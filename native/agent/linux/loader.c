@@ -182,7 +182,8 @@ static void look(void) {
 }
 
 void cs_loader_update(void) {
-    if (!started || cs_self()->muted || cs_process_ignored()) /* muted: the agent's own call out brought us here */
+    /* No events: the session has ended. Muted: the agent's own call out brought us here. */
+    if (!started || !cs_session.events || cs_self()->muted || cs_process_ignored())
         return;
     uint64_t signals = cs_system_block_signals();
     /* A vfork child shares everything with its parent, but not its number; it has no business with the loader. */

@@ -17,7 +17,7 @@ struct native {
 struct known_code cs_python_known[KNOWN_CODES];
 
 static uint32_t session; /* how many there were before this one */
-static char *own; /* files that are not recorded begin so */
+static char *own;        /* files that are not recorded begin so */
 
 static struct native *natives;
 static uint64_t native_count, native_mask;

@@ -1,6 +1,6 @@
-/* The recorder of Python calls: preloaded beside the agent, it waits until the interpreter is about to run a program; or
- * a program loads both, and starts and stops them. Nothing is added that the program could see: no module, no path, no
- * variable. */
+/* The recorder of Python calls: preloaded beside the agent, it waits until the interpreter is about to run a program;
+ * or a program loads both, and starts and stops them. Nothing is added that the program could see: no module, no path,
+ * no variable. */
 #include <string.h>
 
 #include "interpreter.h"

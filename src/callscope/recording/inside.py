@@ -29,7 +29,7 @@ class trace(ContextDecorator):  # noqa: N801  # used as a function
     with callscope.trace("load.trace"):
         load()
 
-    output: the trace directory, python.trace by default. Used again, the same object writes to load-2.trace, load-3.trace ...
+    output: the trace directory, python.trace by default. Used again, it writes to load-2.trace, load-3.trace ...
     keep_last: bytes of events to keep, or text such as "64M"; 0 keeps all. Where the process is recorded already,
     by `callscope record` or another trace, nothing is done. After leaving, `path` is where the trace is, or None.
     Raises RecordError when this interpreter cannot be recorded, UsageError for impossible options.
@@ -41,6 +41,7 @@ class trace(ContextDecorator):  # noqa: N801  # used as a function
         self._options = RecordOptions((sys.executable or "python", *sys.argv), python="only", keep_last=keep)
         self._used = 0
         self._session: Session | None = None
+        self._pid = 0
         self.path: Path | None = None
 
     def __enter__(self) -> trace:
@@ -62,7 +63,8 @@ class trace(ContextDecorator):  # noqa: N801  # used as a function
         _python().callscope_python_stop()
         _agent().callscope_session_end()
         try:
-            session.finish(None, trim=True)
+            if os.getpid() == self._pid:  # a child of fork leaves the end to its parent
+                session.finish(None, trim=True)
         finally:
             session.release()
             _one.release()
@@ -87,7 +89,7 @@ class trace(ContextDecorator):  # noqa: N801  # used as a function
         except BaseException:
             session.release()
             raise
-        self._session = session
+        self._session, self._pid = session, os.getpid()
 
 
 def is_recorded() -> bool:

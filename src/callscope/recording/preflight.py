@@ -21,6 +21,7 @@ from callscope.recording.unpacked import is_packed, is_windows_file
 
 LONGEST_SHEBANG = 255
 WINDOWS_SUFFIX = ".exe"
+PYTHON_SUFFIXES = (".py", ".pyw")
 MOST_INTERPRETERS = 5
 """The kernel follows a script to a script to ... this often."""
 
@@ -60,6 +61,16 @@ def check_program(command: tuple[str, ...], environment: Mapping[str, str] = os.
                 f"{script} is a script for {image}, which does not exist: install it or mend the first line"
             )
     raise RecordError(f"{path} is a script for a script for a script, too deep for the kernel: name the program itself")
+
+
+def with_python(command: tuple[str, ...]) -> tuple[str, ...]:
+    """The command, with python3 before a Python source file that the kernel would not run by itself."""
+    path = Path(command[0])
+    if path.suffix not in PYTHON_SUFFIXES or not is_file(path):
+        return command
+    if os.access(path, os.X_OK) and os.access(path, os.R_OK) and read_shebang(command[0]) is not None:
+        return (str(path) if "/" in command[0] else f"./{path}", *command[1:])
+    return ("python3", *command)
 
 
 def find_program(name: str, environment: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from callscope.errors import ImageError, PlanError, RecordError, UsageError
@@ -26,7 +26,7 @@ from callscope.recording.launch import (
 from callscope.recording.mailbox import Mailbox
 from callscope.recording.options import RecordOptions
 from callscope.recording.plans import Module, PlannedImage, Plans, planner_of
-from callscope.recording.preflight import Target, check_program
+from callscope.recording.preflight import Target, check_program, with_python
 from callscope.recording.rules import Rules
 from callscope.recording.server import Server
 from callscope.recording.session import JOURNAL_NAME, Session
@@ -76,12 +76,13 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
     nothing was started, and RecordError when the trace was removed meanwhile.
     """
     rules = rules or Rules.of(options)
+    directory = (options.output or default_directory(options.command)).absolute()
+    options = replace(options, command=with_python(options.command))
     target = check_program(options.command)
     if target.image.is_pe and (options.stacks_every_ns or options.stacks_on):
         raise UsageError("a Windows program's stacks cannot be captured in intervals or by signals: use --stacks-at")
     wine = find_wine() if target.image.is_pe else None
     plan_ahead(rules, options.scope, target, progress)
-    directory = (options.output or default_directory(options.command)).absolute()
     session = Session(directory, options)
     try:
         plans = Plans(session, rules, planner_of(options.scope))

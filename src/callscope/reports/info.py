@@ -228,6 +228,8 @@ def _ending(facts: Mapping[str, Any]) -> str:
     status = facts["exit_status"]
     if facts["fault"]:
         return f"exit status {status}, after exception {facts['fault']['code']:#x} in thread {facts['fault']['tid']}"
+    if status is None and facts["status"] == "complete":
+        return "the recording was stopped; the program went on"
     if status is None:
         return "unknown: the recording was cut off, or goes on"
     return f"exit status {status}" + (f" (signal {status - 128})" if 128 < status <= 128 + 64 else "")
