@@ -27,7 +27,7 @@ def _cost(output: str) -> float:
 
 
 def stacks(directory: Path, rounds: int) -> Table:
-    """Nanoseconds a capture."""
+    """Nanoseconds of processor time a capture: runs of other lengths are preempted as often as the machine is busy."""
     framed = build("stack.c", directory / "framed", "-g", "-fno-omit-frame-pointer")
     frameless = build("stack.c", directory / "frameless", "-g", "-fomit-frame-pointer")
 
