@@ -142,3 +142,22 @@ def test_other_files_are_recorded_on_request(tmp_path: Path) -> None:
     assert codes["*/main.py"] == {("main.py", "<module>")}
     assert codes["*/helper.py"] == {("helper.py", "<module>"), ("helper.py", "help")}
     assert codes["*"] > codes["*/main.py"] | codes["*/helper.py"]
+
+
+@each_version
+def test_modules_and_packages(version: Version, tmp_path: Path) -> None:
+    python = interpreter_of(version).path
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from package import helper\n")
+    (package / "helper.py").write_text("def help(): return 1\nhelp()\n")
+    (package / "__main__.py").write_text("import sys\nfrom package.helper import help\nprint(sys.argv[1:], help())\n")
+    done = bytecode(tmp_path, "--python", python, "-m", "package", "module.txt", "-x", "y")
+    shown = "(['-x', 'y'], 1)\n" if version < (3,) else "['-x', 'y'] 1\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
+    names = {line.split("> ")[0] for line in (tmp_path / "module.txt").read_text().splitlines()}
+    assert names == {"<module>"}
+    (package / "__main__.py").write_text("print('directory')\n")
+    done = bytecode(tmp_path, "--python", python, "package", "directory.txt")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "directory\n", "")
+    assert (tmp_path / "directory.txt").read_text().startswith("<module>> 0 ")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from callscope.bytecode.as_trace import TraceWriter
 from callscope.bytecode.codes import read_codes
-from callscope.bytecode.decode import Decoder, Executed
+from callscope.bytecode.decode import Decoder, Edge, Executed
 from callscope.bytecode.run import Choice, Program, choose_interpreter, run
 from callscope.bytecode.select import Selection, parse_lines, parse_mark
 from callscope.bytecode.text import json_lines, text_lines
 from callscope.cli.options import CountType
 from callscope.cli.output import Output
 from callscope.errors import UsageError
+from callscope.recording.directory import check_replaceable
+from callscope.recording.options import RecordOptions
+from callscope.recording.session import Session
 
 
 class _Value(click.ParamType[str]):
@@ -49,8 +54,8 @@ class _Value(click.ParamType[str]):
 @click.option("--to", "end", metavar="MARK", help="Only up to MARK, and on again where --from is met again.")
 @click.option("--limit", type=CountType(0), default=0, metavar="N", help="Only the first N instructions; 0 for all.")
 @click.option("--python", metavar="PYTHON", help="The interpreter for source files: a path, or a version such as 3.9.")
-@click.option("--format", "output_format", type=click.Choice(["text", "json"]), default="text", show_default=True,
-              help="Text, or a JSON object a line.")  # fmt: skip
+@click.option("--format", "output_format", type=click.Choice(["text", "json", "trace"]), default="text",
+              help="Text, a JSON object a line, or a trace for callscope tree.  [default: text]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace TRACEFILE if it exists.")
 @click.argument("file")
 @click.argument("tracefile", type=click.Path(path_type=Path))
@@ -67,7 +72,12 @@ def bytecode(
     """
     if (which == "only") != bool(names):
         raise UsageError("-t only and -n NAME belong together: give both, or neither")
-    output = Output(output_format, None if str(tracefile) == "-" else tracefile, force)
+    as_trace = output_format == "trace"
+    if as_trace and (lines or begin or end or limit or values or str(tracefile) == "-"):
+        raise UsageError("--format trace writes a directory, of all that is recorded: leave filters and --values out")
+    if as_trace and tracefile.exists():
+        check_replaceable(tracefile)
+    output = Output(output_format, None if as_trace or str(tracefile) == "-" else tracefile, force)
     selection = Selection(
         parse_lines(lines) if lines is not None else None,
         parse_mark(begin) if begin is not None else None,
@@ -81,8 +91,11 @@ def bytecode(
         directory = Path(name)
         status = run(program, interpreter, header, choice, directory)
         decoder = Decoder(read_codes(directory, interpreter))
-        executed = (one for one in decoder.read(directory) if isinstance(one, Executed))
-        output.write_lines((json_lines if output.json else text_lines)(selection.of(executed), resolve))
+        if as_trace:
+            _write_trace(tracefile, (interpreter.path, file, *arguments), decoder.read(directory), resolve, status)
+        else:
+            executed = (one for one in decoder.read(directory) if isinstance(one, Executed))
+            output.write_lines((json_lines if output.json else text_lines)(selection.of(executed), resolve))
     if decoder.full:
         click.echo("callscope: warning: the disk was full: the end is missing", err=True)
     if decoder.unknown:
@@ -90,3 +103,15 @@ def bytecode(
             f"callscope: warning: {decoder.unknown} instructions lie in code that cannot be written down", err=True
         )
     sys.exit(status)
+
+
+def _write_trace(
+    path: Path, command: tuple[str, ...], executed: Iterator[Executed | Edge], resolve: bool, status: int
+) -> None:
+    """A trace directory; an earlier one becomes PATH.old."""
+    session = Session(path.absolute(), RecordOptions(command=command, output=path, clock="none"))
+    try:
+        TraceWriter(session.directory, command, resolve).write(executed)
+        session.finish(status, trim=True)
+    finally:
+        session.release()
