@@ -18,6 +18,7 @@ from benchmarks.harness import Table, machine
 from benchmarks.hooks import hooks
 from benchmarks.planning import planning, start
 from benchmarks.programs import programs
+from benchmarks.python import python
 from benchmarks.reading import reading
 from benchmarks.stacks import sampling, stacks
 
@@ -27,6 +28,7 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "arguments": capture_arguments,
     "sites": sites,
     "hooks": hooks,
+    "python": python,
     "bytecode": bytecode,
     "programs": programs,
     "planning": planning,
