@@ -78,6 +78,7 @@ enum { MODULE_API = 1013 }; /* PYTHON_API_VERSION of 2.5 to 3.14 */
     FUNCTION(PyString_Size, intptr_t, (Object *))                                                                      \
     FUNCTION(PyBytes_FromStringAndSize, Object *, (const char *, intptr_t))                                            \
     FUNCTION(PyFrame_GetLasti, int, (Object *))                                                                        \
+    FUNCTION(PyVectorcall_Function, void *, (Object *))                                                                \
     FUNCTION(PyModule_Create2, Object *, (ModuleDefinition *, int))                                                    \
     FUNCTION(Py_InitModule4_64, Object *, (const char *, Method *, const char *, Object *, int))                       \
     FUNCTION(PyUnicode_AsUTF8, const char *, (Object *))

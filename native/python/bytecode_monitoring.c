@@ -3,6 +3,8 @@
 
 enum { FIRST_TOOL = 3, LAST_TOOL = 4 }; /* the numbers that no kind of tool claims (Doc/library/sys.monitoring.rst) */
 
+enum { VECTORCALL = 6 }; /* words from the start of a PyCFunctionObject: Include/cpython/methodobject.h */
+
 static Object *monitoring, *disable;
 static long tool, local_events;
 
@@ -10,8 +12,32 @@ static inline Object *none(void) {
     return api.none; /* immortal since 3.12 */
 }
 
+/* PyLongObject: Include/cpython/longintrepr.h. The number of its digits stands above three bits. */
+typedef struct {
+    Object head;
+    uintptr_t tag;
+    uint32_t digit;
+} Integer;
+enum { DIGITS_SHIFT = 3 };
+
+static bool integers_hold; /* checked: they are laid out so */
+
 static inline uint32_t position(Object *offset) {
+    const Integer *integer = (const Integer *)offset;
+    if (__builtin_expect(integers_hold && integer->tag >> DIGITS_SHIFT == 1, true)) {
+        return integer->digit >> 1;
+    }
     return (uint32_t)(api.PyLong_AsLong(offset) >> 1);
+}
+
+static bool check_integer(Object *owner, const char *attribute) {
+    Object *value = api.PyObject_GetAttrString(owner, attribute);
+    const Integer *integer = (const Integer *)value;
+    bool right = value != NULL && integer->tag == 1 << DIGITS_SHIFT && (long)integer->digit == api.PyLong_AsLong(value);
+    if (value != NULL) {
+        api.Py_DecRef(value);
+    }
+    return right;
 }
 
 static Object *on_instruction(Object *self, Object *const *arguments, intptr_t count) {
@@ -90,6 +116,17 @@ static bool done(Object *result) {
     return result != NULL;
 }
 
+/* A builtin for a callback. It is called without the interpreter's detour where it ends in its `vectorcall`, whose
+ * first parameters are those of a callback. */
+static Object *make_callback(Method *method) {
+    Object *callback = api.PyCFunction_NewEx(method, NULL, NULL);
+    void **last = callback == NULL ? NULL : (void **)callback + VECTORCALL;
+    if (callback != NULL && api.PyVectorcall_Function != NULL && api.PyVectorcall_Function(callback) == *last) {
+        *last = (void *)method->function;
+    }
+    return callback;
+}
+
 bool monitoring_open(Object *module) {
     monitoring = module;
     api.Py_IncRef(module);
@@ -109,12 +146,13 @@ bool monitoring_open(Object *module) {
         api.PyErr_SetString(api.runtime_error, "other tools use all of sys.monitoring");
         return false;
     }
+    integers_hold = check_integer(events, "PY_START") && check_integer(events, "INSTRUCTION");
     long global_events = 0;
     for (size_t i = 0; i < sizeof callbacks / sizeof callbacks[0]; i++) {
         long event = api_integer(events, callbacks[i].event, 0);
         callbacks[i].method =
             (Method){callbacks[i].event, (CFunction)(void (*)(void))callbacks[i].callback, METHOD_FAST, NULL};
-        Object *callback = api.PyCFunction_NewEx(&callbacks[i].method, NULL, NULL);
+        Object *callback = make_callback(&callbacks[i].method);
         if (callback == NULL ||
             !done(api.PyObject_CallMethod(module, "register_callback", "llO", tool, event, callback))) {
             return false;
