@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_unreadable_and_missing_files(tmp_path: Path) -> None:
     assert (done.returncode, (tmp_path / "there.txt").read_text()) == (2, "kept")
     assert "is no Python" in refused(tmp_path, "--python", "/bin/false", "program.py", status=2)
     assert "belong together" in refused(tmp_path, "-t", "only", "program.py", status=2)
+
+
+def test_an_interpreter_without_site_is_named(tmp_path: Path) -> None:
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    wrapper.chmod(0o700)
+    (tmp_path / "program.py").write_text("")
+    assert "did not start the recorder" in refused(tmp_path, "--python", wrapper, "program.py")
 
 
 @pytest.mark.parametrize("version", [(2, 6), (3, 5), (3, 14), (3, 15)], ids=name_of)

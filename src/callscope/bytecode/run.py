@@ -96,6 +96,10 @@ def run(program: Program, interpreter: Interpreter, header: int, choice: Choice,
         if kind == "pyc":
             raise RecordError(f"{program.name} is damaged: {reason}; compile its source again")
         raise RecordError(f"{interpreter.path} cannot be traced: {reason}")
+    if (directory / EVENTS).stat().st_size == 0:
+        raise RecordError(
+            f"{interpreter.path} did not start the recorder: does it leave out `site` or {PATH_VARIABLE}?"
+        )
     return status
 
 
