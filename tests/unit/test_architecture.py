@@ -23,8 +23,9 @@ ROOMS: dict[str, set[str]] = {
     "reports": {"binary", "trace", "calls"},
     "exporters": {"trace", "calls", "reports"},
     "viewer": {"trace", "calls", "reports"},
+    "dataset": {"reports"},
     "bytecode": set(),
-    "cli": {"binary", "patching", "recording", "bytecode", *READING},
+    "cli": {"binary", "patching", "recording", "bytecode", "dataset", *READING},
     "api": {"recording", "cli", *READING},
 }
 """Each room, and the rooms it may import; `api` stands for DOORS. What else lies outside is for all, and knows none."""
@@ -40,7 +41,7 @@ LIBRARIES: dict[str, set[str]] = {
     "symbolic": {"binary"},
     "elftools": {"binary"},
     "pycparser": {"binary"},
-    "duckdb": {"calls", "reports", "exporters", "viewer", "api"},
+    "duckdb": {"calls", "reports", "dataset", "exporters", "viewer", "api"},
     "pyarrow": {"calls", "reports", "exporters", "viewer", "api"},
 }
 """Third-party packages, and the rooms that may use them."""

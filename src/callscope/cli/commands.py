@@ -34,6 +34,10 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("diff", "diff", "What one trace has otherwise than another, and where they part."),
         Command("export", "export", "A trace in the form that another tool reads."),
     ),
+    "Many traces": (
+        Command("collect", "collect", "Put the calls of many traces into one Parquet data set."),
+        Command("query", "collect", "Ask such a data set: functions, callers, processes, the longest calls."),
+    ),
     "Build with it": (
         Command("lib-path", "paths", "Where libcalltrace.so is, for LD_PRELOAD."),
         Command("include-path", "paths", "Where callscope.h is, for compilers."),
