@@ -11,6 +11,7 @@ from callscope.cli.main import main
 from callscope.exporters import json as calltrace_json
 from callscope.exporters.registry import FORMATS
 from callscope.exporters.walk import steps
+from callscope.reports.graph import call_graph
 from callscope.reports.selection import Selection
 from tests.builders.calls_table import Call, Thread, TraceBuilder, open_built, sample
 from tests.builders.compilers import have
@@ -280,3 +281,26 @@ def test_json_has_the_schema_of_calltrace(clock: bool, pretty: bool, tmp_path: P
 
 def nested(node: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
     return node["function"], tuple(nested(child) for child in node["children"])
+
+
+@pytest.mark.parametrize("clock", [True, False])
+def test_parquet_holds_the_calls(clock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder = sample()
+    builder.clock = clock
+    with open_built(builder, tmp_path / "app.trace") as database:
+        file = tmp_path / "calls.parquet"
+        file.write_bytes(b"".join(FORMATS["parquet"].chunks(database, Selection())))
+        query = "SELECT * FROM {} ORDER BY call_id"
+        found = database.rows(query.format(f"read_parquet('{file}')"))
+        assert found == database.rows(query.format("calls")) and len(found) == database.call_count
+        only = b"".join(FORMATS["parquet"].chunks(database, Selection(thread=1001)))
+        file.write_bytes(only)
+        assert database.rows(f"SELECT DISTINCT tid FROM read_parquet('{file}')") == [{"tid": 1001}]
+
+
+def test_dot_has_the_edges_of_the_graph(tmp_path: Path) -> None:
+    with open_built(sample(), tmp_path / "app.trace") as database:
+        drawn = list(FORMATS["dot"].lines(database, Selection()))
+        graph = call_graph(database, Selection())
+    assert drawn[0].startswith("digraph") and drawn[-1] == "}"
+    assert sum("->" in line for line in drawn) == sum(edge.caller is not None for edge in graph.edges) > 0

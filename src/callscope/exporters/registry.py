@@ -51,6 +51,8 @@ _ALL: Final = (
     Format("speedscope", "flame graphs and time order at https://www.speedscope.app"),
     Format("callgrind", "KCachegrind and callgrind_annotate: own time, calls by line"),
     Format("folded", "stacks with their own time, for flamegraph.pl and others"),
+    Format("dot", "the call graph, for Graphviz"),
+    Format("parquet", "all calls in one table, for pandas, Polars, DuckDB, Spark", is_binary=True),
     Format("json", "CallTrace's JSON: call trees, threads, statistics, the crash"),
     Format("x64trace", "X64 Call Tracer's text, with _modules.json and _map.json", has_companions=True),
 )
