@@ -205,6 +205,13 @@ static void extended(struct cs_rebuild *s, uint32_t type, uint32_t units, uint64
         }
         return;
     }
+    if (type == CS_EXTENDED_SCRIPT_SWITCH && units * 8 >= 8 + sizeof(struct cs_script_switch)) {
+        struct cs_script_switch event;
+        memcpy(&event, bytes + 8, sizeof event);
+        advance(s, event.time);
+        cs_lanes_switch(s, event.sp, event.origin, event.target);
+        return;
+    }
     uint32_t function = type & CS_LAST_FUNCTION;
     if (function >= CS_SCRIPT_FIRST) {
         if (units * 8 >= 8 + sizeof(struct cs_script_event)) {
@@ -267,7 +274,7 @@ static bool waits_no_more(struct cs_rebuild *s, const uint32_t event[4]) {
         return true;
     case CS_EVENT_EXTENDED:
         return event[0] == CS_EXTENDED_INLINE_ENTRY || event[0] == CS_EXTENDED_INLINE_EXIT ||
-               (event[0] & CS_LAST_FUNCTION) >= CS_SCRIPT_FIRST;
+               event[0] == CS_EXTENDED_SCRIPT_SWITCH || (event[0] & CS_LAST_FUNCTION) >= CS_SCRIPT_FIRST;
     default:
         return false;
     }

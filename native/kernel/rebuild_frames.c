@@ -222,20 +222,6 @@ void cs_frames_push_inline(struct cs_rebuild *s, struct cs_lane *lane, uint32_t 
     }
 }
 
-void cs_frames_push_script(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function) {
-    struct entry e = {sp, function, function, CS_NO_NODE, CS_FUNCTION_EXITS | CS_FUNCTION_TAILS};
-    const struct cs_frame *parent = top_of(lane);
-    struct cs_frame caller;
-    if (parent) {
-        caller = *parent;
-    }
-    uint64_t before = s->open_count;
-    push(s, lane, &e, parent ? &caller : NULL, false, 1);
-    if (s->open_count > before) {
-        top_of(lane)->marks |= CS_FRAME_SCRIPT;
-    }
-}
-
 static bool is_fresh(const struct cs_site_state *site, uint32_t function) {
     for (uint32_t i = 0; i < site->fresh_count && i < CS_FRESH_LIMIT; i++) {
         if (site->fresh[i] == function) {
@@ -300,6 +286,20 @@ static const struct cs_frame *caller_of_lane(struct cs_rebuild *s, uint32_t inde
     }
     /* After a jump out of the lane, what its caller did since is not known. */
     return lane->from < 0 || (is_current && lane->is_cut) ? NULL : top_of(s->lanes[lane->from]);
+}
+
+void cs_frames_push_script(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function) {
+    struct entry e = {sp, function, function, CS_NO_NODE, CS_FUNCTION_EXITS | CS_FUNCTION_TAILS};
+    const struct cs_frame *parent = lane->count != 0 ? top_of(lane) : caller_of_lane(s, s->order[0]);
+    struct cs_frame caller;
+    if (parent) {
+        caller = *parent;
+    }
+    uint64_t before = s->open_count;
+    push(s, lane, &e, parent ? &caller : NULL, false, 1);
+    if (s->open_count > before) {
+        top_of(lane)->marks |= CS_FRAME_SCRIPT;
+    }
 }
 
 /* An ENTRY that is not simply a call from the last frame. */

@@ -260,6 +260,29 @@ void cs_lanes_enter(struct cs_rebuild *s, uint32_t index) {
     to_front(s, index);
 }
 
+void cs_lanes_switch(struct cs_rebuild *s, uint32_t sp, uint32_t origin, uint32_t target) {
+    struct cs_lane *left = cs_current(s);
+    if (left->stack == 0) {
+        left->stack = origin;
+    }
+    if (left->stack == target) {
+        return;
+    }
+    for (uint32_t k = 1; k < s->lane_count; k++) {
+        struct cs_lane *lane = s->lanes[s->order[k]];
+        if (lane->stack == target && lane->count != 0) {
+            to_front(s, s->order[k]);
+            return;
+        }
+    }
+    uint32_t from = s->order[0], index = new_lane(s, sp);
+    struct cs_lane *lane = s->lanes[index];
+    lane->stack = target;
+    lane->from = left->count != 0 ? (int32_t)from : -1;
+    lane->is_cut = 0;
+    to_front(s, index);
+}
+
 /* The current lane ran to its end: control is back where it was entered from. */
 void cs_lanes_leave_empty(struct cs_rebuild *s) {
     for (uint32_t k = 0; k < s->lane_count && cs_current(s)->count == 0 && cs_current(s)->from >= 0; k++) {

@@ -14,7 +14,7 @@ enum {
 
 static struct cs_lane *lane_of(struct cs_rebuild *s, uint32_t sp) {
     struct cs_lane *lane = cs_current(s);
-    if (lane->count == 0 || cs_lane_distance(lane, sp) > CS_NEAR) {
+    if (lane->stack == 0 && (lane->count == 0 || cs_lane_distance(lane, sp) > CS_NEAR)) {
         uint32_t near = cs_lanes_near(s, sp);
         if (near != CS_NO_NODE) {
             lane = s->lanes[near];
@@ -48,6 +48,7 @@ void cs_script_exit(struct cs_rebuild *s, uint32_t sp, uint32_t function, unsign
                 cs_frames_pop(s, lane, CS_ENDED_UNWOUND);
             }
             cs_frames_pop(s, lane, ended_by);
+            lane->is_cut = 0;
             return;
         }
         if (!is_script && frame->sp - sp > LOOP_REACH) {

@@ -77,6 +77,7 @@ struct cs_lane {
     uint32_t near;  /* while empty: where it was */
     int32_t from;   /* the lane this one was entered from, and will go back to, or -1 */
     uint8_t is_cut; /* it was emptied by inference */
+    uint32_t stack; /* which of an interpreter's stacks it is; 0: none, or not known */
 };
 
 struct cs_list32 {
@@ -147,6 +148,8 @@ uint32_t cs_lanes_near(const struct cs_rebuild *s, uint32_t sp);
 bool cs_lane_covers(const struct cs_lane *lane, uint32_t sp);
 uint32_t cs_lane_distance(const struct cs_lane *lane, uint32_t sp);
 void cs_lanes_enter(struct cs_rebuild *s, uint32_t lane);
+/* An interpreter goes on with another of its stacks. */
+void cs_lanes_switch(struct cs_rebuild *s, uint32_t sp, uint32_t origin, uint32_t target);
 void cs_lanes_leave_empty(struct cs_rebuild *s);
 int64_t cs_lane_find(const struct cs_lane *lane, uint32_t sp);
 

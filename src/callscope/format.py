@@ -39,6 +39,7 @@ EXTENDED_INLINE_EXIT = 17
 SCRIPT_FIRST = 0x20000000
 SCRIPT_EXIT = 0x80000000
 SCRIPT_UNWOUND = 0xC0000000
+EXTENDED_SCRIPT_SWITCH = 18
 EXTENDED_STACK = 3
 EXTENDED_STACK_SHARED = 4
 STACK_EXACT = 0x8000000000000000
@@ -214,6 +215,16 @@ SCRIPT_EVENT = np.dtype(
     [
         ("time", "<u4"),
         ("sp", "<u4"),
+    ]
+)
+
+# Follows the 8 bytes of an EXTENDED_SCRIPT_SWITCH: the thread goes on with another stack of the interpreter's, at the same addresses.
+SCRIPT_SWITCH = np.dtype(
+    [
+        ("time", "<u4"),
+        ("sp", "<u4"),
+        ("origin", "<u4"),
+        ("target", "<u4"),
     ]
 )
 

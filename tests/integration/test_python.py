@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,43 @@ def test_what_is_recorded_can_be_chosen(run: Run, tmp_path: Path) -> None:
         "SELECT count(*) FROM calls WHERE function LIKE 'PyObject%'",
     )
     assert frames[0][0] != 0
+
+
+GREENLETS = """
+from greenlet import getcurrent, greenlet
+def leaf(n): return n
+def inner(): main.switch(); leaf(1)
+def worker():
+    for i in range(3):
+        leaf(2)
+        inner()
+def drive():
+    both = greenlet(worker), greenlet(worker)
+    while not both[1].dead:
+        for one in both:
+            one.switch()
+            leaf(3)
+main = getcurrent()
+drive()
+"""
+
+
+def test_greenlets_have_stacks_of_their_own(tmp_path: Path, plan_cache: Path) -> None:
+    pytest.importorskip("greenlet")
+    (tmp_path / "green.py").write_text(GREENLETS)
+    outcome = run_traced([sys.executable, tmp_path / "green.py"], tmp_path / "green.trace", plan_cache)
+    trace = traced(outcome)
+    found = rows(
+        trace,
+        "SELECT p.function, c.function, count(*), count(DISTINCT p.call_id) FROM calls c JOIN calls p "
+        "ON p.call_id = c.parent_id WHERE c.function IN ('leaf', 'inner', 'worker') GROUP BY ALL ORDER BY ALL",
+    )
+    assert found == [
+        ("drive", "leaf", 8, 1),
+        ("greenlet.switch", "worker", 2, 2),
+        ("inner", "leaf", 6, 6),
+        ("worker", "inner", 6, 2),
+        ("worker", "leaf", 6, 2),
+    ]
+    own = "SELECT count(*) FROM calls WHERE function IN ('leaf', 'inner', 'worker', 'drive') AND ended_by <> 'return'"
+    assert rows(trace, own) == [(0,)]

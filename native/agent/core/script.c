@@ -50,6 +50,17 @@ void callscope_script_leave(uint32_t function, bool by_exception) {
     put(function | (by_exception ? CS_SCRIPT_UNWOUND : CS_SCRIPT_EXIT));
 }
 
+void callscope_script_switch(uint32_t origin, uint32_t target) {
+    uint64_t sp = (uint64_t)__builtin_frame_address(0);
+    uint32_t bytes = 8 + sizeof(struct cs_script_switch), time, *slot = cs_reserve(sp, bytes, &time);
+    __atomic_store_n(&slot[1], bytes / 8 << 3 | CS_EVENT_EXTENDED, __ATOMIC_RELEASE);
+    slot[2] = time;
+    slot[3] = (uint32_t)sp & ~7u;
+    slot[4] = origin;
+    slot[5] = target;
+    slot[0] = CS_EXTENDED_SCRIPT_SWITCH;
+}
+
 bool callscope_script_wanted(void) {
     return cs_session.events && cs_session.features & CS_FEATURE_SCRIPTS && !cs_process_ignored();
 }

@@ -38,6 +38,7 @@
 #define CS_SCRIPT_FIRST 0x20000000u
 #define CS_SCRIPT_EXIT 0x80000000u
 #define CS_SCRIPT_UNWOUND 0xc0000000u
+#define CS_EXTENDED_SCRIPT_SWITCH 18u
 #define CS_EXTENDED_STACK 3u
 #define CS_EXTENDED_STACK_SHARED 4u
 #define CS_STACK_EXACT 0x8000000000000000ull
@@ -210,6 +211,15 @@ struct cs_script_event {
     uint32_t sp; /* low half of a stack pointer below the interpreter's own frame */
 };
 _Static_assert(sizeof(struct cs_script_event) == 8, "script_event");
+
+/* Follows the 8 bytes of an EXTENDED_SCRIPT_SWITCH: the thread goes on with another stack of the interpreter's, at the same addresses. */
+struct cs_script_switch {
+    uint32_t time;
+    uint32_t sp;
+    uint32_t origin; /* the stack that is left */
+    uint32_t target; /* the stack that goes on; its number is free again once it has ended */
+};
+_Static_assert(sizeof(struct cs_script_switch) == 16, "script_switch");
 
 /* The words of an INLINE_ENTRY or INLINE_EXIT behind its first 8 bytes. */
 struct cs_inline_event {

@@ -25,6 +25,9 @@ CALLSCOPE_SCRIPT uint32_t callscope_script_function(const struct callscope_scrip
 CALLSCOPE_SCRIPT void callscope_script_enter(uint32_t function);
 CALLSCOPE_SCRIPT void callscope_script_leave(uint32_t function, bool by_exception);
 
+/* The calling thread leaves one of the interpreter's own stacks for another: greenlets, which share addresses. */
+CALLSCOPE_SCRIPT void callscope_script_switch(uint32_t origin, uint32_t target);
+
 /* Begin and end a session of this process's own, in a trace directory made for it, while nothing is recorded. False
  * when the process is recorded already, or the directory is none. */
 CALLSCOPE_SCRIPT bool callscope_session_begin(const char *directory);

@@ -12,6 +12,7 @@ enum { BUILTIN_METHOD = 2, DESCRIPTOR_METHOD = 5 }; /* words from an object's st
 struct native {
     const struct method *method;
     uint32_t function;
+    bool may_switch; /* to another greenlet */
 };
 
 struct known_code cs_python_known[KNOWN_CODES];
@@ -136,6 +137,8 @@ static object *definition(object *of, const struct method *method) {
     return found;
 }
 
+static bool told_may_switch; /* of the function that was told of last */
+
 static uint32_t tell_native(object *callable) {
     const struct method *method = method_of(callable);
     object *self = attribute(callable, "__self__"), *defined = NULL;
@@ -150,6 +153,7 @@ static uint32_t tell_native(object *callable) {
     }
     struct callscope_script script = {CS_SCRIPT_NATIVE, 0, (uint64_t)method->code, text_of(name), "", text_of(module)};
     script.name = *script.name ? script.name : method->name;
+    told_may_switch = cs_python_may_switch(script.module);
     uint32_t function = cs_agent.function(&script);
     object *kept[] = {self, defined, name, module, class};
     for (unsigned i = 0; i < sizeof kept / sizeof *kept; i++)
@@ -189,8 +193,10 @@ uint32_t cs_python_of_native(object *callable) {
         slot = slot_of(method); /* telling may have called something new */
         if (!slot->method)
             native_count++;
-        *slot = (struct native){method, function};
+        *slot = (struct native){method, function, told_may_switch};
     }
+    if (slot->may_switch)
+        cs_python_watch_switches();
     return slot->function;
 }
 

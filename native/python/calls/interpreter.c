@@ -18,7 +18,9 @@ static bool find_agent(void) {
     cs_agent.enter = find("callscope_script_enter", NULL);
     cs_agent.leave = find("callscope_script_leave", NULL);
     cs_agent.mute = find("callscope_script_mute", NULL);
-    return cs_agent.wanted && cs_agent.function && cs_agent.enter && cs_agent.leave && cs_agent.mute;
+    cs_agent.switch_stack = find("callscope_script_switch", NULL);
+    return cs_agent.switch_stack && cs_agent.wanted && cs_agent.function && cs_agent.enter && cs_agent.leave &&
+           cs_agent.mute;
 }
 
 bool cs_python_find(void) {

@@ -45,6 +45,7 @@ typedef int (*audit_hook)(const char *event, object *arguments, void *data);
 /* X(what it returns, name, parameters): looked up all at once; those of `OPTIONAL` may be missing. */
 #define CS_PYTHON_FUNCTIONS(X)                                                                                         \
     X(int, Py_IsInitialized, (void))                                                                                   \
+    X(void, Py_IncRef, (object *))                                                                                     \
     X(void, Py_DecRef, (object *))                                                                                     \
     X(const char *, Py_GetVersion, (void))                                                                             \
     X(int, PySys_AddAuditHook, (audit_hook, void *))                                                                   \
@@ -97,6 +98,7 @@ struct cs_agent {
     void (*enter)(uint32_t function);
     void (*leave)(uint32_t function, bool by_exception);
     void (*mute)(bool muted);
+    void (*switch_stack)(uint32_t origin, uint32_t target);
 };
 
 extern struct cs_agent cs_agent;
@@ -138,6 +140,12 @@ static inline uint32_t cs_python_of_code(object *code) {
 
 /* The same of a function of a library, by what a PyCFunction or a method descriptor holds. */
 uint32_t cs_python_of_native(object *callable);
+
+/* ---- greenlets.c */
+/* Whether functions of that module may go on with another greenlet. */
+bool cs_python_may_switch(const char *module);
+/* Have the calling thread's switches told, if that is not so. */
+void cs_python_watch_switches(void);
 
 /* A new session: ids begin anew. Code of files whose path begins with `own_files` gets none. */
 void cs_python_forget_all(const char *own_files);
