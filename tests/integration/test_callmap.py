@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +122,77 @@ def test_other_builds_and_wrong_usage(program: Path, tmp_path: Path, plan_cache:
         from callscope.reports.callmap import chosen
 
         chosen(read_map(program), ["nothing_*"], never=False)
+
+
+VERSIONS = """
+#include <stdio.h>
+__attribute__((noinline)) int same(int n) { return n * 7 + (n >> 3); }
+__attribute__((noinline)) int caller(int n) { return same(n) + CALLED(n) * 3; }
+__attribute__((noinline)) int first(int n) { return n ^ 0x55; }
+__attribute__((noinline)) int second(int n) { return (n | 3) - 1; }
+#ifdef OLD
+__attribute__((noinline)) int gone(int n) { return same(n) / 9; }
+#else
+__attribute__((noinline)) int arrived(int n) { return same(n) / 11 + first(n); }
+__attribute__((noinline)) int padding(int n) { return n << 5; }
+#endif
+__attribute__((noinline)) int changed(int n) { return same(n) + CONSTANT; }
+int main(int argc, char **argv) {
+    printf("%d\\n", caller(argc) + changed(argc) + first(argc) + second(argc) + ONLY(argc));
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("versions")
+    source = directory / "versions.c"
+    source.write_text("int first(int n), second(int n), gone(int n), arrived(int n), padding(int n);\n" + VERSIONS)
+    builds = {"old": ["-DOLD", "-DCALLED=first", "-DCONSTANT=12", "-DONLY=gone"],
+              "new": ["-DCALLED=second", "-DCONSTANT=13", "-DONLY(x)=arrived(x)+padding(x)"]}  # fmt: skip
+    found = {}
+    for name, flags in builds.items():
+        found[name] = compile_program([source], directory / name, ["-O1", *flags])
+        found[f"{name} stripped"] = directory / f"{name}.stripped"
+        subprocess.run(["strip", "-o", found[f"{name} stripped"], found[name]], check=True)
+    return found
+
+
+def compared(before: Path, after: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["map", str(before), "--diff", str(after), "--format", "json"]) in (None, 0)
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_versions_are_compared_by_name(versions: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(versions["old"], versions["new"], capsys)
+    assert [f["name"] for f in found["gone"]] == ["gone"]
+    assert [f["name"] for f in found["new"]] == ["arrived", "padding"]
+    changed = {entry["before"]["name"]: entry for entry in found["changed"]}
+    assert set(changed) == {"caller", "changed", "main"}
+    assert changed["caller"]["calls_added"] == {"second": 1} and changed["caller"]["calls_removed"] == {"first": 1}
+    assert changed["changed"]["code"] and not changed["changed"]["calls_added"]
+    assert changed["main"]["calls_added"] == {"arrived": 1, "padding": 1}
+    same = compared(versions["new"], versions["new"], capsys)
+    assert same["gone"] == same["new"] == same["changed"] == []
+
+
+def test_stripped_versions_are_compared_by_code(versions: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The stripped new version against the old one with names: each pair must be the same function."""
+    found = compared(versions["old"], versions["new stripped"], capsys)
+    truth = {function.address: function.name for function in read_map(versions["new"]).functions}
+    pairs = {entry["before"]["name"]: truth[entry["after"]["address"]] for entry in found["changed"]}
+    assert all(name == other for name, other in pairs.items()), pairs
+    assert "caller" in pairs and "changed" not in {f["name"] for f in found["new"]}
+    both = compared(versions["old stripped"], versions["old stripped"], capsys)
+    assert both["gone"] == both["new"] == both["changed"] == []
+
+
+def test_versions_as_text(versions: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["map", str(versions["old"]), "--diff", str(versions["new"])])
+    text = capsys.readouterr().out
+    assert "  - 1 x first\n  + 1 x second\n" in text and "\nGone\n- 0x" in text
+    assert main(["map", str(versions["old"]), "--diff", str(versions["new"]), "--format", "dot"]) == 2
