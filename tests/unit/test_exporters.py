@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -304,3 +305,27 @@ def test_dot_has_the_edges_of_the_graph(tmp_path: Path) -> None:
         graph = call_graph(database, Selection())
     assert drawn[0].startswith("digraph") and drawn[-1] == "}"
     assert sum("->" in line for line in drawn) == sum(edge.caller is not None for edge in graph.edges) > 0
+
+
+def test_speedscope_of_long_traces_is_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = json.loads(exported("speedscope", tmp_path / "whole"))
+    own: list[Counter[tuple[int, ...]]] = []
+    for profile in whole["profiles"]:
+        stack: list[int] = []
+        sums: Counter[tuple[int, ...]] = Counter()
+        last = profile["startValue"]
+        for event in profile["events"]:
+            sums[tuple(stack)] += event["at"] - last
+            last = event["at"]
+            if event["type"] == "O":
+                stack.append(event["frame"])
+            else:
+                stack.pop()
+        own.append(sums)
+    monkeypatch.setattr("callscope.exporters.speedscope.MOST_EVENTS", 10)
+    short = json.loads(exported("speedscope", tmp_path / "short"))
+    assert short["shared"] == whole["shared"]
+    for profile, sums in zip(short["profiles"], own, strict=True):
+        assert profile["type"] == "sampled" and profile["endValue"] == sum(profile["weights"])
+        found = dict(zip(map(tuple, profile["samples"]), profile["weights"], strict=True))
+        assert found == {path: weight for path, weight in sums.items() if path and weight}
