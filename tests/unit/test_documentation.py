@@ -23,7 +23,9 @@ def test_every_command_has_a_word() -> None:
 
 
 def test_every_option_of_the_reading_commands_has_a_word() -> None:
-    page = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("reading", "export", "bytecode", "collect"))
+    page = "".join(
+        (ROOT / f"docs/{name}.md").read_text() for name in ("reading", "export", "bytecode", "collect", "view")
+    )
     for name in set(COMMANDS) - {"record", "run", "attach", "detach"}:
         assert isinstance(callscope_command, click.Group)
         command = callscope_command.get_command(click.Context(callscope_command), name)

@@ -22,6 +22,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("detach", "attach", "Stop recording what attach --leave left."),
     ),
     "Look at a trace": (
+        Command("view", "view", "A trace in a browser: timeline, flame graph, functions, source."),
         Command("report", "report", "Functions by total time, own time, calls."),
         Command("tree", "tree", "Who called whom, nested, with times."),
         Command("calls", "calls", "Every call, one a line."),

@@ -80,6 +80,11 @@ ORDERS: Final = ("total", "self", "calls", "average", "min", "max", "p99", "name
 def function_times(database: Database, selection: Selection, sort: str = "total") -> list[FunctionTimes]:
     """The functions called, sorted. Raises TraceError when there are none."""
     check_calls(database)
+    return sorted(times_by_function(database, selection).values(), key=lambda times: order(times, sort))
+
+
+def times_by_function(database: Database, selection: Selection) -> dict[int, FunctionTimes]:
+    """The functions called, by function_id. Raises TraceError when a glob matches none."""
     if selection.thread is None and selection.process is None and not selection.min_duration_ns:
         totals, buckets = _FROM_NODES, "SELECT function_id, bucket, sum(calls) AS calls FROM durations GROUP BY ALL"
     else:
@@ -94,7 +99,7 @@ def function_times(database: Database, selection: Selection, sort: str = "total"
     if selection.functions:
         wanted = set(functions_matching(database, selection.functions))
         rows = [row for row in rows if row["function_id"] in wanted]
-    return sorted((_times(row, database.has_clock) for row in rows), key=lambda times: _order(times, sort))
+    return {row["function_id"]: _times(row, database.has_clock) for row in rows}
 
 
 def text(database: Database, times: Sequence[FunctionTimes], style: Style, limit: int = 0) -> Iterator[str]:
@@ -156,7 +161,8 @@ def _times(row: dict[str, Any], clock: bool) -> FunctionTimes:
     )
 
 
-def _order(times: FunctionTimes, sort: str) -> tuple[Any, ...]:
+def order(times: FunctionTimes, sort: str) -> tuple[Any, ...]:
+    """What functions are sorted by, `sort` one of ORDERS."""
     name = times.function, times.module or "", times.address or 0
     if sort == "name":
         return name
