@@ -10,7 +10,7 @@ import pytest
 
 import callscope
 from tests.builders.setprofile import CALLS, QUIET, REFERENCE, pythons, recorded, reference
-from tests.builders.tracing import Outcome, run_plain, run_traced
+from tests.builders.tracing import Outcome, run_plain, run_traced, tool_environment
 
 VERSIONS = sorted(pythons(), key=lambda version: int(version.split(".")[1]))
 EACH = pytest.mark.parametrize("version", VERSIONS)
@@ -262,3 +262,35 @@ def test_greenlets_have_stacks_of_their_own(tmp_path: Path, plan_cache: Path) ->
     ]
     own = "SELECT count(*) FROM calls WHERE function IN ('leaf', 'inner', 'worker', 'drive') AND ended_by <> 'return'"
     assert rows(trace, own) == [(0,)]
+
+
+CHOICES = [
+    ({"functions": ("app.py!*",)}, {"<module>", "Reader", "Reader.read", "hook"}),
+    ({"functions": ("read", "json!loads")}, {"Reader.read", "loads"}),
+    ({"functions": ("*/app.py!h*", "builtins!len")}, {"hook", "len"}),
+    ({"functions": ("app.py!*",), "excludes": ("hook",)}, {"<module>", "Reader", "Reader.read"}),
+]
+
+
+@EACH
+@pytest.mark.parametrize(("options", "wanted"), CHOICES)
+def test_functions_are_chosen(
+    version: str, options: dict[str, tuple[str, ...]], wanted: set[str], run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import json\nclass Reader:\n    def read(self, text): return json.loads(text, object_hook=hook)\n"
+        "def hook(value): return len(value)\nfor _ in range(3): Reader().read('{}')\n"
+    )
+    trace = traced(run(version, tmp_path / "app.py", **options))
+    names = {str(name).rsplit(".", 1)[-1] for name in wanted}
+    found = {str(name).rsplit(".", 1)[-1] for (name,) in rows(trace, "SELECT DISTINCT function FROM calls")}
+    assert found == names
+    calls = "SELECT count(*) FROM calls WHERE function IN ('read', 'Reader.read', 'hook')"
+    assert rows(trace, calls) == [(3 * len(wanted & {"Reader.read", "hook"}),)]
+
+
+def test_rules_that_match_nothing_are_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("def f(): pass\nf()\n")
+    command = [sys.executable, "-m", "callscope", "record", "-f", "f", "-f", "absent", "-o", "t.trace", "app.py"]
+    done = run_plain(command, cwd=tmp_path, env=tool_environment(run.cache))
+    assert "--function absent matched nothing" in done.errors and "--function f " not in done.errors

@@ -1,5 +1,5 @@
 /* Which id a function has: told to the agent at its first call, found again in the code object or by the method. An id
- * of 0 is remembered too: there was no room. */
+ * of 0 is remembered too: there was no room, or it was not chosen. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -75,7 +75,7 @@ static uint32_t tell_code(object *code) {
     struct callscope_script script = {CS_SCRIPT_CODE, line > 0 ? (uint32_t)line : 0, 0, text_of(name), text_of(file),
                                       text_of(module)};
     bool is_own = own && !strncmp(script.file, own, strlen(own));
-    uint32_t function = is_own ? 0 : cs_agent.function(&script);
+    uint32_t function = is_own || !cs_python_is_chosen(&script) ? 0 : cs_agent.function(&script);
     drop(name);
     drop(file);
     drop(number);
@@ -154,7 +154,7 @@ static uint32_t tell_native(object *callable) {
     struct callscope_script script = {CS_SCRIPT_NATIVE, 0, (uint64_t)method->code, text_of(name), "", text_of(module)};
     script.name = *script.name ? script.name : method->name;
     told_may_switch = cs_python_may_switch(script.module);
-    uint32_t function = cs_agent.function(&script);
+    uint32_t function = cs_python_is_chosen(&script) ? cs_agent.function(&script) : 0;
     object *kept[] = {self, defined, name, module, class};
     for (unsigned i = 0; i < sizeof kept / sizeof *kept; i++)
         drop(kept[i]);

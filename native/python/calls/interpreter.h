@@ -83,7 +83,7 @@ struct cs_python {
     int (*set_extra)(object *code, ssize_t index, void *extra);
     void *(*vectorcall)(object *callable); /* may be missing */
     object *none, *builtin_type, *builtin_method_type, *descriptor_type, *class_descriptor_type, *module_type;
-    object *type_type, *missing;
+    object *type_type, *missing, *disable;
     int minor; /* of version 3 */
     ssize_t extra_index;
     bool is_checked;
@@ -140,6 +140,10 @@ static inline uint32_t cs_python_of_code(object *code) {
 
 /* The same of a function of a library, by what a PyCFunction or a method descriptor holds. */
 uint32_t cs_python_of_native(object *callable);
+
+/* ---- rules.c */
+/* Whether the user's rules let a function be recorded. */
+bool cs_python_is_chosen(const struct callscope_script *script);
 
 /* ---- greenlets.c */
 /* Whether functions of that module may go on with another greenlet. */

@@ -8,11 +8,22 @@ enum { FASTCALL_WITH_NAMES = 0x82 }; /* METH_FASTCALL | METH_KEYWORDS */
 /* It serves both as a builtin's function and as a vectorcallfunc: the interpreter calls it without a detour then. */
 typedef object *callback(object *self, object *const *arguments, size_t count, object *names);
 
+/* For code that is not recorded: the interpreter need not ask again in this place. */
+static object *answer(uint32_t function) {
+    return function ? cs_python.none : cs_python.disable;
+}
+
 static object *entered(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
     uint32_t function = cs_python_of_code(arguments[0]);
     if (function)
         cs_agent.enter(function);
+    return answer(function);
+}
+
+/* As `entered`, for an event that cannot be disabled. */
+static object *thrown(object *self, object *const *arguments, size_t count, object *names) {
+    entered(self, arguments, count, names);
     return cs_python.none;
 }
 
@@ -21,7 +32,7 @@ static object *left(object *self, object *const *arguments, size_t count, object
     uint32_t function = cs_python_of_code(arguments[0]);
     if (function)
         cs_agent.leave(function, false);
-    return cs_python.none;
+    return answer(function);
 }
 
 static object *unwound(object *self, object *const *arguments, size_t count, object *names) {
@@ -67,7 +78,7 @@ static const struct event {
     const char *name;
     callback *callback;
 } events[] = {
-    {"PY_START", entered},  {"PY_RESUME", entered}, {"PY_THROW", entered},  {"PY_RETURN", left}, {"PY_YIELD", left},
+    {"PY_START", entered},  {"PY_RESUME", entered}, {"PY_THROW", thrown},   {"PY_RETURN", left}, {"PY_YIELD", left},
     {"PY_UNWIND", unwound}, {"CALL", called},       {"C_RETURN", returned}, {"C_RAISE", raised},
 };
 
@@ -118,7 +129,9 @@ static bool install(object *monitoring, object *names) {
             return false;
     }
     cs_python.missing = cs_python.PyObject_GetAttrString(monitoring, "MISSING");
-    return tool >= 0 && cs_python.missing &&
+    cs_python.disable = cs_python.PyObject_GetAttrString(monitoring, "DISABLE");
+    return tool >= 0 && cs_python.missing && cs_python.disable &&
+           cs_python.PyObject_CallMethod(monitoring, "restart_events", NULL) &&
            cs_python.PyObject_CallMethod(monitoring, "set_events", "il", (int)tool, wanted);
 }
 

@@ -26,7 +26,7 @@ class JournalSummary:
     Windows, as far as one can tell; raised: those of them that raised it themselves. crashes: how many on Linux,
     without faults that the program handled, whose signals are in handled. crash_places: addresses where faults
     happened, or that the stack held just there. regions: the first function id of each image, and where its
-    trampolines lay.
+    trampolines lay. scripts: module, file and name of functions of interpreters.
     """
 
     processes: int = 0
@@ -40,6 +40,7 @@ class JournalSummary:
     handled: set[int] = field(default_factory=set)
     crash_places: list[int] = field(default_factory=list)
     regions: list[tuple[int, range]] = field(default_factory=list)
+    scripts: list[tuple[str, str, str]] = field(default_factory=list)
 
     def crashed_regions(self) -> set[int]:
         """The first function ids of images in whose trampolines a crash may have happened."""
@@ -75,6 +76,8 @@ def _add(summary: JournalSummary, kind: int, process: int, payload: bytes) -> No
         _add_crash(summary, process, payload)
     elif kind == records.JOURNAL_PROCESS_END:
         summary.faults.pop(process, None)
+    elif kind == records.JOURNAL_SCRIPT_FUNCTION and len(payload) >= records.SCRIPT_FUNCTION.itemsize:
+        summary.scripts.append(_script(payload))
     elif kind == records.JOURNAL_NOTE and len(payload) >= records.TEXT_PAYLOAD.itemsize:
         size = int(np.frombuffer(payload, records.TEXT_PAYLOAD, 1)[0]["text_bytes"])
         text = payload[records.TEXT_PAYLOAD.itemsize :][:size].decode("utf-8", "replace")
@@ -91,6 +94,16 @@ def _add(summary: JournalSummary, kind: int, process: int, payload: bytes) -> No
             summary.regions.append((int(module["id_base"]), range(region, region + int(module["region_bytes"]))))
         if module["patch_refused"]:
             summary.refused[path] = max(summary.refused.get(path, 0), int(module["patch_refused"]))
+
+
+def _script(payload: bytes) -> tuple[str, str, str]:
+    script = np.frombuffer(payload, records.SCRIPT_FUNCTION, 1)[0]
+    texts, at = {}, records.SCRIPT_FUNCTION.itemsize
+    for name in ("name", "file", "module"):
+        size = int(script[f"{name}_bytes"])
+        texts[name] = payload[at : at + size].decode("utf-8", "replace")
+        at += size
+    return texts["module"], texts["file"], texts["name"]
 
 
 def _add_crash(summary: JournalSummary, process: int, payload: bytes) -> None:

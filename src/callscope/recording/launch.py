@@ -20,6 +20,7 @@ from callscope.native import AGENT_NAME, PYTHON_NAME, kernel, library_path
 SESSION_VARIABLE = "CALLSCOPE_SESSION"
 RECORDER_VARIABLE = "CALLSCOPE_RECORDER"
 FOLLOW_VARIABLE = "CALLSCOPE_FOLLOW"
+PYTHON_RULES_VARIABLE = "CALLSCOPE_PYTHON_RULES"
 PRELOAD_VARIABLE = "LD_PRELOAD"
 _PRELOAD_SEPARATORS = " :"
 
@@ -43,7 +44,12 @@ def preloaded(spare: Path, python: bool) -> list[Path]:
 
 
 def traced_environment(
-    environment: Mapping[str, str], libraries: Sequence[Path], session: Path, recorder: Path, follow: bool
+    environment: Mapping[str, str],
+    libraries: Sequence[Path],
+    session: Path,
+    recorder: Path,
+    follow: bool,
+    python_rules: str = "",
 ) -> dict[str, str]:
     """The environment of the program: `environment` and what the agent reads.
 
@@ -56,7 +62,10 @@ def traced_environment(
         SESSION_VARIABLE: str(session),
         RECORDER_VARIABLE: str(recorder),
     }
-    traced.pop(FOLLOW_VARIABLE, None)
+    for name in (FOLLOW_VARIABLE, PYTHON_RULES_VARIABLE):
+        traced.pop(name, None)
+    if python_rules:
+        traced[PYTHON_RULES_VARIABLE] = python_rules
     return traced if follow else traced | {FOLLOW_VARIABLE: "0"}
 
 

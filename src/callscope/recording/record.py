@@ -127,7 +127,10 @@ def run_traced(
     if wine is None:
         with Server(plans.answer) as server:
             libraries = preloaded(server.directory, options.python != "off")
-            environment = traced_environment(os.environ, libraries, session.directory, server.path, options.follow)
+            rules = plans.rules.for_python()
+            environment = traced_environment(
+                os.environ, libraries, session.directory, server.path, options.follow, rules
+            )
             return run(target.path, options.command, environment, session)
     with Mailbox(plans.answer) as box:
         arguments = options.command[1:]
@@ -154,6 +157,7 @@ def finish(
     survivors = find_survivors(session.events, attached=left)
     session.finish(status, trim=not survivors)
     journal = summarise_journal(session.directory / JOURNAL_NAME)
+    plans.rules.saw_python(journal.scripts)
     plans.keep([image.id_base for image in plans.images()] if options.wants_stacks else journal.crashed_regions())
     return RecordResult(
         options=options,

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -80,6 +81,13 @@ class FunctionRule:
             text, glob, int(glob.name, 16) if is_address else None, int(ordinal[1]) if ordinal else None
         )
 
+    def fits_python(self, module: str, file: str, name: str) -> bool:
+        """Whether a function of Python matches: its module or file, and its qualified name or the last part of it."""
+        is_module = self.glob.module is None or any(
+            fnmatchcase(text, self.glob.module) for text in (module, file, PurePath(file).name) if text
+        )
+        return is_module and any(self.glob.matches_name(text) for text in (name, name.rpartition(".")[2]))
+
 
 @dataclass
 class Rules:
@@ -119,6 +127,21 @@ class Rules:
         chosen = match.any_of(wanted) if self.functions else np.ones(len(functions.rvas), bool)
         chosen &= ~match.any_of(excluded)
         return chosen
+
+    def for_python(self) -> str:
+        """The function rules as the recorder of Python calls reads them: a line each, + or -, module, tab, name."""
+        marked = [("+", rule) for rule in self.functions] + [("-", rule) for rule in self.excludes]
+        return "\n".join(
+            f"{mark}{rule.glob.module or ''}\t{rule.glob.name}" for mark, rule in marked if rule.address is None
+        )
+
+    def saw_python(self, functions: Iterable[tuple[str, str, str]]) -> None:
+        """Note the rules that functions of Python match: (module, file, name) of each. What was excluded nobody tells."""
+        known = list(functions)
+        for rule in self.functions:
+            rule.matched = rule.matched or any(rule.fits_python(*function) for function in known)
+        for rule in self.excludes:
+            rule.matched |= bool(known)
 
     def unmatched(self) -> list[str]:
         """The rules that have matched nothing so far, as options a user typed."""
