@@ -82,7 +82,7 @@ class FunctionRule:
         )
 
     def fits_python(self, module: str, file: str, name: str) -> bool:
-        """Whether a function of Python matches: its module or file, and its qualified name or the last part of it."""
+        """Whether a function of Python matches: its module or file, and its qualified name or the last part."""
         is_module = self.glob.module is None or any(
             fnmatchcase(text, self.glob.module) for text in (module, file, PurePath(file).name) if text
         )
