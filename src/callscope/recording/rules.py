@@ -136,7 +136,7 @@ class Rules:
         )
 
     def saw_python(self, functions: Iterable[tuple[str, str, str]]) -> None:
-        """Note the rules that functions of Python match: (module, file, name) of each. What was excluded nobody tells."""
+        """Note what rules functions of Python match: (module, file, name) each. What was excluded nobody tells."""
         known = list(functions)
         for rule in self.functions:
             rule.matched = rule.matched or any(rule.fits_python(*function) for function in known)
