@@ -1,8 +1,9 @@
 """Traces for tests of the viewer."""
 
 import random
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from callscope import format as records
 from callscope.reports.database import Database
 from callscope.trace.open import open_trace
 from callscope.viewer.answers import Answers
+from callscope.viewer.server import ViewServer
 from tests.builders.calls_table import Call, Thread, TraceBuilder, open_built
 
 
@@ -40,4 +42,18 @@ def opened(builder: TraceBuilder | None, path: Path) -> Iterator[tuple[Database,
         header["magic"], header["version"] = records.EVENTS_MAGIC, records.TRACE_VERSION
         header["chunk_bytes"] = records.CHUNK_BYTES
         (path / "events").write_bytes(header.tobytes())
-        yield database, Answers(database, open_trace(path))
+        with closing(Answers(database, open_trace(path))) as answers:
+            yield database, answers
+
+
+@contextmanager
+def served(answers: Answers) -> Iterator[ViewServer]:
+    server = ViewServer(answers)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -2,9 +2,7 @@
 
 import http.client
 import json
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -22,7 +20,7 @@ from callscope.viewer.query import ROUTES
 from callscope.viewer.server import ViewServer, page_files
 from callscope.viewer.timeline import Window
 from tests.builders.calls_table import Call, Thread, TraceBuilder, sample
-from tests.builders.viewer import busy, opened
+from tests.builders.viewer import busy, opened, served
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e\x1b[31m\n<!--&amp;'\""
 SLOW = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -125,19 +123,6 @@ def test_source_is_read_only_where_the_trace_names_it(tmp_path: Path) -> None:
         for file in (secret, tmp_path / "gone.c", tmp_path, "/dev/zero", "a\0b", f"{text}/../secret", ""):
             with pytest.raises(TraceError):
                 answers.source(str(file), 1)
-
-
-@contextmanager
-def served(answers: Answers) -> Iterator[ViewServer]:
-    server = ViewServer(answers)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,13 @@ def view(trace: Path, port: int, no_browser: bool, export_file: Path | None, for
         check_calls(database)
         with progress_bar(f"preparing the timeline of {trace.name}") as progress:
             answers = Answers(database, opened, progress)
-        if export_file is None:
-            serve(answers, port, not no_browser)
-        else:
-            from callscope.viewer.export import export_page
+        with closing(answers):
+            if export_file is None:
+                serve(answers, port, not no_browser)
+            else:
+                from callscope.viewer.export import export_page
 
-            output.write_bytes([export_page(answers)])
+                output.write_bytes([export_page(answers)])
 
 
 def serve(answers: Answers, port: int, browser: bool) -> None:

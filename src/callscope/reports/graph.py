@@ -111,6 +111,18 @@ def call_graph(database: Database, selection: Selection, window: Window | None =
     return _sorted(nodes, edges, database.has_clock)
 
 
+def calls_by_site(database: Database, function: int) -> list[Edge]:
+    """The calls of one function by the place they were made from, of all threads together."""
+    groups = _FROM_CALLS.format(site="site", condition=f"function_id = {int(function)}")
+    labels = {row["site"]: row["label"] for row in database.rows("SELECT site, label FROM site_labels")}
+    found: dict[tuple[int | None, str | None], Edge] = {}
+    for row in database.rows(_EDGES.format(groups=groups)):
+        key = row["caller"], labels.get(row["site"])
+        before = found.get(key, Edge(row["caller"], function, 0, 0, key[1]))
+        found[key] = replace(before, calls=before.calls + row["calls"], total_ns=before.total_ns + row["total_ns"])
+    return sorted(found.values(), key=lambda edge: (-edge.total_ns, -edge.calls, edge.caller or -1, edge.site or ""))
+
+
 def narrowed(graph: Graph, modules: tuple[str, ...] = (), share: float = 0.0) -> Graph:
     """The functions of some modules (globs), and those with at least a share (0 to 1) of the largest weight there is.
 

@@ -14,7 +14,7 @@ from callscope.reports import crash as crashes
 from callscope.reports import functions as times
 from callscope.reports.crash_text import text as crash_text
 from callscope.reports.database import Database
-from callscope.reports.graph import Edge, Graph, call_graph
+from callscope.reports.graph import Edge, Graph, call_graph, calls_by_site
 from callscope.reports.info import info
 from callscope.reports.modules import modules
 from callscope.reports.selection import Selection, command_line, label
@@ -48,9 +48,15 @@ class Answers:
     def __init__(self, database: Database, trace: Trace, progress: Progress | None = None) -> None:
         """Make the timeline's index unless it is there; `progress` is told of it. Raises TraceError."""
         self._database, self._trace = database, trace
-        self._lock = RLock()
+        self._lock, self._slow_lock = RLock(), RLock()
         self._rows = Rows(database.calls, database.has_clock)
         self._timeline = Timeline(self._rows, ensure_tiles(self._rows, database.calls, progress))
+
+    def close(self) -> None:
+        """Close what was opened here. The database given stays open."""
+        with self._slow_lock:
+            if "_slow" in self.__dict__:
+                self._slow.close()
 
     def summary(self) -> dict[str, Any]:
         """`callscope info`, and what the page must know first: threads with their lanes, whether there are times."""
@@ -133,8 +139,9 @@ class Answers:
     def sites(self, number: int) -> list[dict[str, Any]]:
         """The places that called a function: caller, call site, file, line, calls, total."""
         with self._lock:
-            edges = self._by_site.callers.get(number, [])[:MOST_EDGES]
             places = self._places
+        with self._slow_lock:
+            edges = calls_by_site(self._slow, number)[:MOST_EDGES]
         return [
             {**self._edge(edge, edge.caller), "call_site": edge.site, **places.get(edge.site or "", _NO_PLACE)}
             for edge in edges
@@ -148,8 +155,8 @@ class Answers:
             f"SELECT c.*, t.thread FROM ({self._database.calls_query(chosen)}) c"
             f" JOIN (SELECT call_id, thread FROM {chosen}) t ON t.call_id = c.call_id ORDER BY c.{order}"
         )
-        with self._lock:
-            return [_captured(row) for row in self._database.rows(query)]
+        with self._slow_lock:
+            return [_captured(row) for row in self._slow.rows(query)]
 
     def call(self, number: int) -> dict[str, Any] | None:
         """A call as `callscope calls` has it, with its thread, places and the calls it is in; None if there is none."""
@@ -232,8 +239,10 @@ class Answers:
         return call_graph(self._database, Selection())
 
     @cached_property
-    def _by_site(self) -> Graph:
-        return call_graph(self._database, Selection(), by_site=True)
+    def _slow(self) -> Database:
+        """For questions that read all calls: others need not wait for them."""
+        own = self._database
+        return Database(own.trace, own.calls, own.session, own.meta, own.has_clock)
 
     @cached_property
     def _places(self) -> dict[str, dict[str, Any]]:

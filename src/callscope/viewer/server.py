@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import os
 import secrets
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
@@ -74,7 +75,9 @@ class ViewServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/?token={self.token}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no error."""
+        """A browser that went away is no error: nothing, unless CALLSCOPE_DEBUG asks for it."""
+        if os.environ.get("CALLSCOPE_DEBUG"):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -153,6 +156,9 @@ class Handler(BaseHTTPRequestHandler):
             status, answer = HTTPStatus.NOT_FOUND, {"error": str(error)}
         except CallscopeError as error:
             status, answer = HTTPStatus.UNPROCESSABLE_ENTITY, {"error": str(error)}
+        except Exception as error:  # the page says so, and all else can still be looked at
+            reason = f"unexpected {type(error).__name__}: {error} (a bug in callscope: please report it)"
+            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": reason}
         self._send(status, as_json(answer), "application/json")
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str, more: dict[str, str] | None = None) -> None:
