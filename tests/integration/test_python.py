@@ -14,6 +14,8 @@ from tests.builders.tracing import Outcome, run_plain, run_traced, tool_environm
 
 VERSIONS = sorted(pythons(), key=lambda version: int(version.split(".")[1]))
 EACH = pytest.mark.parametrize("version", VERSIONS)
+BOTH_WAYS = pytest.mark.parametrize("version", dict.fromkeys([VERSIONS[0], VERSIONS[-1]]))
+"""the profile function's and sys.monitoring's"""
 MODULES = ("test_bisect", "test_heapq", "test_textwrap", "test_fractions", "test_json.test_decode", "test_operator",
            "test_contextlib", "test_copy", "test_dataclasses", "test_string", "test_reprlib", "test_abc")  # fmt: skip
 OWN_TESTS = ("test_generators", "test_coroutines", "test_asyncio.test_tasks", "test_threading", "test_exceptions",
@@ -169,7 +171,7 @@ def test_the_program_sees_nothing(version: str, run: Run, tmp_path: Path) -> Non
     assert outcome.output == before.output
 
 
-@EACH
+@BOTH_WAYS
 @pytest.mark.parametrize(
     ("code", "status"),
     [("import sys; sys.exit(3)", 3), ("raise KeyError", 1), ("import os; os._exit(5)", 5),
@@ -272,7 +274,7 @@ CHOICES = [
 ]
 
 
-@EACH
+@BOTH_WAYS
 @pytest.mark.parametrize(("options", "wanted"), CHOICES)
 def test_functions_are_chosen(
     version: str, options: dict[str, tuple[str, ...]], wanted: set[str], run: Run, tmp_path: Path

@@ -26,6 +26,7 @@ from callscope.recording.launch import (
 from callscope.recording.mailbox import Mailbox
 from callscope.recording.options import RecordOptions
 from callscope.recording.plans import Module, PlannedImage, Plans, planner_of
+from callscope.recording.populate import Populator
 from callscope.recording.preflight import Target, check_program, with_python
 from callscope.recording.rules import Rules
 from callscope.recording.server import Server
@@ -146,7 +147,8 @@ def run(path: str, command: tuple[str, ...], environment: Mapping[str, str], ses
         forward_signals(pid)
         with suppress(OSError):  # a full disk must not part us from the program
             session.update(lambda state: state.update(main_pid=pid))
-        status = wait_program(pid)
+        with Populator(session.events):
+            status = wait_program(pid)
         return time.monotonic() - begin, status
 
 
