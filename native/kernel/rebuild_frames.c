@@ -206,20 +206,22 @@ static inline void push(struct cs_rebuild *s, struct cs_lane *lane, const struct
     }
 }
 
+/* Open a frame that is marked as something else than a native call of its own. */
+static void push_marked(struct cs_rebuild *s, struct cs_lane *lane, const struct entry *e,
+                        const struct cs_frame *parent, bool is_gap, uint16_t chain, uint8_t mark) {
+    uint64_t before = s->open_count;
+    push(s, lane, e, parent, is_gap, chain);
+    if (s->open_count > before) {
+        top_of(lane)->marks |= mark;
+    }
+}
+
 void cs_frames_push_inline(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function, uint32_t site,
                            bool is_gap) {
-    struct cs_frame *top = top_of(lane), caller;
-    uint16_t chain = 1;
-    if (top) {
-        caller = *top;
-        chain = caller.marks & CS_FRAME_INLINE ? caller.chain + 1 : 1;
-    }
+    const struct cs_frame *top = top_of(lane);
     struct entry e = {sp, function, CS_NO_NODE, site, CS_FUNCTION_EXITS | CS_FUNCTION_TAILS};
-    uint64_t before = s->open_count;
-    push(s, lane, &e, top ? &caller : NULL, is_gap, chain);
-    if (s->open_count > before) {
-        top_of(lane)->marks |= CS_FRAME_INLINE;
-    }
+    uint16_t chain = top && top->marks & CS_FRAME_INLINE ? (uint16_t)(top->chain + 1) : 1;
+    push_marked(s, lane, &e, top, is_gap, chain, CS_FRAME_INLINE);
 }
 
 static bool is_fresh(const struct cs_site_state *site, uint32_t function) {
@@ -291,15 +293,7 @@ static const struct cs_frame *caller_of_lane(struct cs_rebuild *s, uint32_t inde
 void cs_frames_push_script(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function) {
     struct entry e = {sp, function, function, CS_NO_NODE, CS_FUNCTION_EXITS | CS_FUNCTION_TAILS};
     const struct cs_frame *parent = lane->count != 0 ? top_of(lane) : caller_of_lane(s, s->order[0]);
-    struct cs_frame caller;
-    if (parent) {
-        caller = *parent;
-    }
-    uint64_t before = s->open_count;
-    push(s, lane, &e, parent ? &caller : NULL, false, 1);
-    if (s->open_count > before) {
-        top_of(lane)->marks |= CS_FRAME_SCRIPT;
-    }
+    push_marked(s, lane, &e, parent, false, 1, CS_FRAME_SCRIPT);
 }
 
 /* An ENTRY that is not simply a call from the last frame. */
