@@ -238,3 +238,41 @@ const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t sh
         }
     return NULL;
 }
+
+const struct cs_patch *cs_plan_patch_around(const struct cs_plan *plan, uint32_t rva) {
+    uint32_t low = 0, high = plan->header->patch_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (plan->patches[middle].rva < rva)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    const struct cs_patch *before = low ? &plan->patches[low - 1] : NULL;
+    return before && rva < (uint64_t)before->rva + before->length ? before : NULL;
+}
+
+static const struct cs_moved *all_moved(const struct cs_plan *plan) {
+    return (const struct cs_moved *)((const uint8_t *)plan->header + plan->header->moved_offset);
+}
+
+const struct cs_moved *cs_plan_moved_to(const struct cs_plan *plan, uint32_t place) {
+    const struct cs_moved *moved = all_moved(plan);
+    for (uint32_t i = 0; i < plan->header->moved_count; i++)
+        if (moved[i].place == place)
+            return &moved[i];
+    return NULL;
+}
+
+const struct cs_moved *cs_plan_moved_from(const struct cs_plan *plan, uint32_t rva) {
+    const struct cs_moved *moved = all_moved(plan);
+    uint32_t low = 0, high = plan->header->moved_count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (moved[middle].rva < rva)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < plan->header->moved_count && moved[low].rva == rva ? &moved[low] : NULL;
+}

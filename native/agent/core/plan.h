@@ -44,4 +44,13 @@ const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t sh
 /* Write back what `cs_plan_apply` overwrote with the same shift. What has changed since is left as it is. */
 void cs_plan_revert(const struct cs_plan *plan, uint8_t *image, int64_t shift);
 
+/* The patch that holds `rva` behind its first byte, or NULL. */
+const struct cs_patch *cs_plan_patch_around(const struct cs_plan *plan, uint32_t rva);
+
+/* Where the instruction at `rva` runs now, or NULL. */
+const struct cs_moved *cs_plan_moved_from(const struct cs_plan *plan, uint32_t rva);
+
+/* The instruction that runs at `place` of the region, or NULL. */
+const struct cs_moved *cs_plan_moved_to(const struct cs_plan *plan, uint32_t place);
+
 #endif

@@ -190,9 +190,10 @@ void cs_thread_follow_name(struct cs_block *block) {
 
 void cs_refill(uint64_t sp) {
     uint64_t signals = cs_system_block_signals();
-    struct cs_block *block = cs_self()->paused ? NULL : cs_thread_block();
+    bool ended = !cs_session.events; /* while this thread was on its way here */
+    struct cs_block *block = ended || cs_self()->paused ? NULL : cs_thread_block();
     if (!block) {
-        bool wanted = !cs_self()->muted && !cs_self()->paused && !cs_process_ignored();
+        bool wanted = !ended && !cs_self()->muted && !cs_self()->paused && !cs_process_ignored();
         if (wanted)
             __atomic_fetch_add(&cs_session.events->lost, 1, __ATOMIC_RELAXED);
         discard_events(wanted);

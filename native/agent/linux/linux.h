@@ -48,6 +48,28 @@ void cs_region_release(struct cs_module *module);
 /* Memory of `bytes` bytes within reach (2 GB) of all of [low, high); NULL when there is none. */
 void *cs_map_near(uint64_t low, uint64_t high, uint64_t bytes, int protection);
 
+/* For programs that are attached to: what `cs_region_apply` prepared is written by `commit` (NULL, or the reason why
+ * not) while all other threads stand still. `open` and `close` go around `commit` and `revert`; preparing opens. */
+const char *cs_region_commit(struct cs_module *module);
+void cs_region_open(const struct cs_module *module);
+void cs_region_revert(const struct cs_module *module);
+void cs_region_close(const struct cs_module *module);
+/* Where a thread that stands at `at` goes on once the module is patched; false when it has to move on by itself. */
+bool cs_region_moved(const struct cs_module *module, uint64_t at, uint64_t *to);
+/* Whether `at` lies in a patch, behind its first byte. */
+bool cs_region_patched(const struct cs_module *module, uint64_t at);
+
+/* Where the instruction came from that runs at `at`; false when none does. */
+bool cs_region_back(const struct cs_module *module, uint64_t at, uint64_t *to);
+
+/* ---- attach.c */
+enum cs_attachment {
+    CS_ATTACHMENT_NONE,     /* the session began with the program, or inside of it */
+    CS_ATTACHMENT_PREPARES, /* plans are not written yet */
+    CS_ATTACHMENT_RUNS,
+};
+extern enum cs_attachment cs_attachment __attribute__((visibility("hidden")));
+
 /* ---- frames.c */
 /* Tell unwinders and debuggers about the trampolines of a module, or of all modules. */
 void cs_frames_add(struct cs_module *module);
@@ -71,6 +93,16 @@ bool cs_sampler_start(void);
 /* Look at the loader's lists for the first time, ask for plans, and have every later change reported. */
 void cs_loader_start(void);
 void cs_loader_update(void);
+/* When attaching: whether the loader is at work, so that its lists cannot be read. */
+bool cs_loader_busy(void);
+/* Look again before `commit`, which is false when the lists have changed since the last look. */
+void cs_loader_look(void);
+bool cs_loader_commit(void);
+void cs_loader_settle(void);
+/* When detaching, likewise in this order; `release`: no thread can be in a region. */
+void cs_loader_open(void);
+void cs_loader_revert(void);
+void cs_loader_close(bool release);
 /* Address of the DT_INIT function that cs_module_initialised (entry.S) stood in for. */
 uint64_t cs_loader_module_ready(void);
 

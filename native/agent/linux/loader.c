@@ -122,6 +122,8 @@ static void settle(struct newcomer *newcomer, struct cs_asker *asker) {
     }
     if (reason)
         cs_note_module(CS_NOTE_NO_PLAN, reason, path);
+    if (cs_attachment == CS_ATTACHMENT_PREPARES)
+        return;
     cs_module_journal_load(module, path);
     cs_frames_look_at(module, !started);
     cs_frames_add(module);
@@ -215,14 +217,19 @@ static bool is_empty_function(const uint8_t *code) {
     return false;
 }
 
+/* What the hook overwrote. */
+static uint8_t unhooked[5];
+
 /* Lead the loader's empty function here through a jump within its reach. */
 static bool hook(void) {
+    static uint8_t *stub;
     uint8_t *code = (uint8_t *)lists->debug.r_brk;
     if (!code || !is_empty_function(code))
         return false;
     uint64_t page = (uint64_t)code & ~4095ull, bytes = (((uint64_t)code + 5 + 4095) & ~4095ull) - page;
-    uint8_t *stub = cs_map_near(page, page + bytes, STUB_PAGE, PROT_READ | PROT_WRITE);
     if (!stub)
+        stub = cs_map_near(page, page + bytes, STUB_PAGE, PROT_READ | PROT_WRITE);
+    if (!stub || cs_failed(cs_call3(SYS_mprotect, (long)stub, STUB_PAGE, PROT_READ | PROT_WRITE)))
         return false;
     uint8_t jump[14] = {0xff, 0x25}; /* jmp [rip], then the address */
     uint64_t target = (uint64_t)cs_loader_changed;
@@ -230,14 +237,24 @@ static bool hook(void) {
     memcpy(stub, jump, sizeof jump);
     int32_t displacement = (int32_t)(stub - (code + 5));
     if (cs_failed(cs_call3(SYS_mprotect, (long)stub, STUB_PAGE, PROT_READ | PROT_EXEC)) ||
-        cs_failed(cs_call3(SYS_mprotect, (long)page, (long)bytes, PROT_READ | PROT_WRITE | PROT_EXEC))) {
-        cs_unmap(stub, STUB_PAGE);
+        cs_failed(cs_call3(SYS_mprotect, (long)page, (long)bytes, PROT_READ | PROT_WRITE | PROT_EXEC)))
         return false;
-    }
+    memcpy(unhooked, code, sizeof unhooked);
     memcpy(code + 1, &displacement, sizeof displacement);
     code[0] = 0xe9;
     cs_call3(SYS_mprotect, (long)page, (long)bytes, PROT_READ | PROT_EXEC);
     return true;
+}
+
+/* Give the loader its function back. */
+static void unhook(void) {
+    uint8_t *code = (uint8_t *)lists->debug.r_brk;
+    uint64_t page = (uint64_t)code & ~4095ull, bytes = (((uint64_t)code + 5 + 4095) & ~4095ull) - page;
+    if (cs_failed(cs_call3(SYS_mprotect, (long)page, (long)bytes, PROT_READ | PROT_WRITE | PROT_EXEC)))
+        return;
+    memcpy(code, unhooked, sizeof unhooked);
+    cs_call3(SYS_mprotect, (long)page, (long)bytes, PROT_READ | PROT_EXEC);
+    started = false;
 }
 
 uint64_t cs_loader_next_symbol(const char *name) {
@@ -328,9 +345,105 @@ void cs_loader_start(void) {
         if (cs_unwind_ready)
             add_all_untraced();
         cs_unlock(&cs_session.process->module_lock);
-        started = started || hook();
+        if (cs_attachment != CS_ATTACHMENT_PREPARES)
+            started = started || hook();
+    }
+    if (!started && cs_attachment != CS_ATTACHMENT_PREPARES)
+        cs_note(CS_NOTE_NO_LOADER_HOOK, "modules loaded later stay unknown: the loader cannot be watched");
+    cs_system_restore_signals(signals);
+}
+
+bool cs_loader_busy(void) {
+    lists = find_lists();
+    for (struct debug_list *list = lists; list; list = next_list(list))
+        if (list->debug.r_state != RT_CONSISTENT)
+            return true;
+    return false;
+}
+
+void cs_loader_look(void) {
+    cs_lock(&cs_session.process->module_lock);
+    if (!cs_loader_busy())
+        look();
+    cs_unlock(&cs_session.process->module_lock);
+}
+
+/* Whether the table holds the modules that are there, and no others. */
+static bool is_current(void) {
+    uint32_t listed = 0, known = 0;
+    if (cs_loader_busy())
+        return false;
+    for (struct debug_list *list = lists; list; list = next_list(list))
+        for (struct link_map *map = list->debug.r_map; map; map = map->l_next) {
+            const struct cs_module *module = wanted(map) ? cs_module_find(map, map->l_addr) : NULL;
+            if (wanted(map) && (!module || module->dynamic != map->l_ld))
+                return false;
+            listed += wanted(map);
+        }
+    for (uint32_t i = 0; i < cs_module_count; i++)
+        known += cs_modules[i].handle != NULL;
+    return listed == known;
+}
+
+bool cs_loader_commit(void) {
+    if (!lists || !is_current())
+        return false;
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        struct cs_module *module = &cs_modules[i];
+        if (!module->handle)
+            continue;
+        const char *reason = cs_region_commit(module), *path = module_path(module->handle);
+        if (reason)
+            cs_note_module(CS_NOTE_NO_PLAN, reason, path);
+        cs_module_journal_load(module, path);
+    }
+    started = hook();
+    return true;
+}
+
+void cs_loader_settle(void) {
+    cs_lock(&cs_session.process->module_lock);
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        struct cs_module *module = &cs_modules[i];
+        if (!module->handle)
+            continue;
+        cs_region_close(module);
+        cs_frames_look_at(module, true);
+        cs_frames_add(module);
     }
     if (!started)
         cs_note(CS_NOTE_NO_LOADER_HOOK, "modules loaded later stay unknown: the loader cannot be watched");
-    cs_system_restore_signals(signals);
+    cs_unlock(&cs_session.process->module_lock);
+}
+
+void cs_loader_open(void) {
+    cs_lock(&cs_session.process->module_lock);
+    cs_regions_switch(true);
+    for (uint32_t i = 0; i < cs_module_count; i++)
+        cs_region_open(&cs_modules[i]);
+    cs_unlock(&cs_session.process->module_lock);
+}
+
+void cs_loader_revert(void) {
+    for (uint32_t i = 0; i < cs_module_count; i++)
+        cs_region_revert(&cs_modules[i]);
+    if (started)
+        unhook();
+}
+
+void cs_loader_close(bool release) {
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        struct cs_module *module = &cs_modules[i];
+        if (!module->handle)
+            continue;
+        cs_region_close(module);
+        cs_frames_remove(module);
+        if (!release)
+            module->region = NULL; /* it stays for whoever is in it */
+        cs_region_release(module);
+    }
+    for (uint32_t i = 0; i < cs_module_count; i++)
+        cs_frames_forget(&cs_modules[i]);
+    memset(cs_modules, 0, cs_module_count * sizeof *cs_modules);
+    cs_module_count = 0;
 }

@@ -31,8 +31,18 @@ static void unmap_file(struct mapping *mapping) {
     if (!mapping->data)
         return;
     cs_unmap(mapping->data, mapping->bytes);
-    cs_close(mapping->descriptor);
+    if (mapping->descriptor >= 0)
+        cs_close(mapping->descriptor);
     mapping->data = NULL;
+}
+
+/* The file stays mapped, but not open: the program's descriptors are its own. */
+static struct mapping kept_mapping(const struct mapping *mapping) {
+    struct mapping kept = *mapping;
+    if (kept.data)
+        cs_close(kept.descriptor);
+    kept.descriptor = -1;
+    return kept;
 }
 
 /* Map at exactly `address`, never over something else; a file when it has a descriptor. */
@@ -118,27 +128,57 @@ static bool protect_text(const struct cs_plan *plan, const struct cs_image *imag
     return done;
 }
 
+/* Let the text be written, and give it pages of its own. */
+static bool open_text(const struct cs_plan *plan, const struct cs_image *image) {
+    const struct cs_plan_header *header = plan->header;
+    uint64_t pages = 0;
+    if (!protect_text(plan, image, PROT_WRITE)) {
+        protect_text(plan, image, 0);
+        return false;
+    }
+    for (uint32_t i = 0; i < header->text_count; i++)
+        pages += plan->texts[i].bytes / PAGE;
+    /* A fault a page costs more than copying all of the text at once, unless few pages change. */
+    if (cs_plan_pages(plan) > pages / 3)
+        for (uint32_t i = 0; i < header->text_count; i++)
+            cs_call3(SYS_madvise, (long)(image->base + plan->texts[i].rva), plan->texts[i].bytes, MADV_POPULATE_WRITE);
+    return true;
+}
+
+/* Write the patches into text that is open. */
 static const char *write_patches(const struct cs_plan *plan, const struct cs_image *image, int64_t shift,
                                  struct cs_plan_outcome *outcome) {
-    const struct cs_plan_header *header = plan->header;
-    uint64_t bitmap = header->function_count / 8 + 1, pages = 0;
+    uint64_t bitmap = plan->header->function_count / 8 + 1;
     uint8_t *refused = cs_system_memory(bitmap);
     if (!refused)
         return "no memory";
-    const char *reason = "its text cannot be made writable";
-    if (protect_text(plan, image, PROT_WRITE)) {
-        for (uint32_t i = 0; i < header->text_count; i++)
-            pages += plan->texts[i].bytes / PAGE;
-        /* A fault a page costs more than copying all of the text at once, unless few pages change. */
-        if (cs_plan_pages(plan) > pages / 3)
-            for (uint32_t i = 0; i < header->text_count; i++)
-                cs_call3(SYS_madvise, (long)(image->base + plan->texts[i].rva), plan->texts[i].bytes,
-                         MADV_POPULATE_WRITE);
-        reason = cs_plan_apply(plan, (uint8_t *)image->base, shift, refused, outcome);
-    }
-    protect_text(plan, image, 0);
+    const char *reason = cs_plan_apply(plan, (uint8_t *)image->base, shift, refused, outcome);
     cs_system_release(refused, bitmap);
     return reason;
+}
+
+/* The plans of modules of a session that can be taken back, by their place in the table. */
+static struct applied {
+    struct cs_plan plan;
+    struct cs_image image;
+    int64_t shift;
+    struct mapping file, chosen;
+    bool pending; /* prepared, not written */
+} applied[CS_MODULE_LIMIT];
+
+static struct applied *applied_to(const struct cs_module *module) {
+    return &applied[module - cs_modules];
+}
+
+static bool is_kept(const struct cs_module *module) {
+    return module->handle && module->region && applied_to(module)->plan.header;
+}
+
+static void forget_plan(const struct cs_module *module) {
+    struct applied *own = applied_to(module);
+    unmap_file(&own->file);
+    unmap_file(&own->chosen);
+    memset(own, 0, sizeof *own);
 }
 
 /* While recording is stopped; `cs_off_room` takes the words that nobody reads. */
@@ -178,25 +218,32 @@ void cs_regions_switch(bool off) {
 }
 
 static const char *apply(struct cs_module *module, const struct cs_image *image, const struct cs_plan *plan,
-                         const struct cs_reply *reply, const struct mapping *file) {
+                         const struct cs_reply *reply, const struct mapping *file, const struct mapping *chosen) {
     const struct cs_plan_header *header = plan->header;
     uint8_t *region = map_region(plan, image, file);
     if (!region)
         return "no room for its trampolines within 2 GB";
     int64_t shift = (int64_t)((uint64_t)region - image->base) - header->delta;
-    struct cs_plan_outcome outcome;
+    struct cs_plan_outcome outcome = {0};
     write_stubs(region, reply->id_base);
     const char *reason = NULL;
     if (!cs_plan_number_captures(plan, region, reply->id_base))
         reason = "damaged plan";
     else if (!cs_plan_shift(plan, region, shift) || !seal_region(region, header))
         reason = "its trampolines cannot be made executable";
-    else
+    else if (!open_text(plan, image))
+        reason = "its text cannot be made writable";
+    else if (cs_attachment != CS_ATTACHMENT_PREPARES) {
         reason = write_patches(plan, image, shift, &outcome);
+        protect_text(plan, image, 0);
+    }
     if (reason) {
         cs_unmap(region, header->region_bytes);
         return reason;
     }
+    if (cs_attachment)
+        *applied_to(module) = (struct applied){
+            *plan, *image, shift, kept_mapping(file), kept_mapping(chosen), cs_attachment == CS_ATTACHMENT_PREPARES};
     module->flags |= CS_MODULE_TRACED;
     module->hooked = header->features & CS_PLAN_HOOKS;
     if (module->hooked && !stopped)
@@ -229,14 +276,80 @@ const char *cs_region_apply(struct cs_module *module, const struct cs_image *ima
         plan.chosen = chosen.data;
     }
     if (!reason)
-        reason = apply(module, image, &plan, reply, &file);
-    unmap_file(&file);
-    unmap_file(&chosen);
+        reason = apply(module, image, &plan, reply, &file, &chosen);
+    if (reason || !cs_attachment) {
+        unmap_file(&file);
+        unmap_file(&chosen);
+    }
     return reason;
 }
 
 void cs_region_release(struct cs_module *module) {
+    if (cs_attachment)
+        forget_plan(module);
     if (module->region)
         cs_unmap(module->region, module->region_bytes);
     module->region = NULL;
+}
+
+const char *cs_region_commit(struct cs_module *module) {
+    struct applied *own = applied_to(module);
+    struct cs_plan_outcome outcome = {0};
+    if (!is_kept(module) || !own->pending)
+        return NULL;
+    own->pending = false;
+    const char *reason = write_patches(&own->plan, &own->image, own->shift, &outcome);
+    module->patch_count = outcome.applied;
+    module->patch_refused = outcome.refused;
+    if (!reason)
+        return NULL;
+    protect_text(&own->plan, &own->image, 0);
+    module->flags &= ~(uint32_t)CS_MODULE_TRACED;
+    module->id_base = module->function_count = 0;
+    cs_region_release(module);
+    return reason;
+}
+
+void cs_region_open(const struct cs_module *module) {
+    if (is_kept(module))
+        open_text(&applied_to(module)->plan, &applied_to(module)->image);
+}
+
+void cs_region_revert(const struct cs_module *module) {
+    const struct applied *own = applied_to(module);
+    if (is_kept(module))
+        cs_plan_revert(&own->plan, (uint8_t *)own->image.base, own->shift);
+}
+
+void cs_region_close(const struct cs_module *module) {
+    if (is_kept(module))
+        protect_text(&applied_to(module)->plan, &applied_to(module)->image, 0);
+}
+
+bool cs_region_moved(const struct cs_module *module, uint64_t at, uint64_t *to) {
+    const struct applied *own = applied_to(module);
+    uint64_t rva = at - module->base;
+    *to = at;
+    if (!is_kept(module) || !own->pending || rva >= module->span || !cs_plan_patch_around(&own->plan, (uint32_t)rva))
+        return true;
+    const struct cs_moved *moved = cs_plan_moved_from(&own->plan, (uint32_t)rva);
+    if (moved)
+        *to = (uint64_t)module->region + moved->place;
+    return moved;
+}
+
+bool cs_region_patched(const struct cs_module *module, uint64_t at) {
+    uint64_t rva = at - module->base;
+    return is_kept(module) && rva < module->span && cs_plan_patch_around(&applied_to(module)->plan, (uint32_t)rva);
+}
+
+bool cs_region_back(const struct cs_module *module, uint64_t at, uint64_t *to) {
+    const struct cs_plan *plan = &applied_to(module)->plan;
+    uint64_t place = at - (uint64_t)module->region;
+    if (!is_kept(module) || place >= module->region_bytes)
+        return false;
+    const struct cs_moved *moved = cs_plan_moved_to(plan, (uint32_t)place);
+    if (moved)
+        *to = module->base + moved->rva;
+    return moved;
 }

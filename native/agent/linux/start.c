@@ -151,15 +151,19 @@ extern uint8_t cs_routines_text[] HIDDEN, cs_routines_text_end[] HIDDEN;
 
 /* Write where the thread's data lies, from the thread pointer, into the routines. */
 static bool bind_routines(void) {
+    static bool bound; /* threads may be in the routines that an earlier session left */
     uint64_t thread_pointer;
     __asm__("mov %%fs:0, %0" : "=r"(thread_pointer)); /* System V ABI, 3.4.2: it points to itself */
     int32_t offset = (int32_t)((uint64_t)cs_self() - thread_pointer);
+    if (bound)
+        return true;
     long first = (long)cs_routines_text, bytes = (long)cs_routines_text_end - first;
     if (cs_failed(cs_call3(SYS_mprotect, first, bytes, PROT_READ | PROT_WRITE)))
         return false;
     for (const int32_t *place = cs_thread_places; place < cs_thread_places_end; place++)
         memcpy((uint8_t *)place + *place, &offset, sizeof offset);
-    return !cs_failed(cs_call3(SYS_mprotect, first, bytes, PROT_READ | PROT_EXEC));
+    bound = !cs_failed(cs_call3(SYS_mprotect, first, bytes, PROT_READ | PROT_EXEC));
+    return bound;
 }
 
 static uint64_t namespace_id(void) {

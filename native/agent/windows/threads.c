@@ -51,34 +51,6 @@ static bool stop_all(void) {
     return true;
 }
 
-/* The patch that holds `rva` behind its first byte, or NULL. */
-static const struct cs_patch *patch_around(const struct cs_plan *plan, uint64_t rva) {
-    uint32_t low = 0, high = plan->header->patch_count;
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        if (plan->patches[middle].rva < rva)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low && rva < (uint64_t)plan->patches[low - 1].rva + plan->patches[low - 1].length ? &plan->patches[low - 1]
-                                                                                             : NULL;
-}
-
-static const struct cs_moved *moved_from(const struct cs_plan *plan, uint64_t rva) {
-    const struct cs_moved *moved =
-        (const struct cs_moved *)((const uint8_t *)plan->header + plan->header->moved_offset);
-    uint32_t low = 0, high = plan->header->moved_count;
-    while (low < high) {
-        uint32_t middle = low + (high - low) / 2;
-        if (moved[middle].rva < rva)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low < plan->header->moved_count && moved[low].rva == rva ? &moved[low] : NULL;
-}
-
 /* Lead a stopped thread out of what will be overwritten; false when that has to wait. */
 static bool lead_out(HANDLE thread, const struct cs_plan *plan, const uint8_t *image, const uint8_t *region) {
     static CONTEXT context;
@@ -86,9 +58,9 @@ static bool lead_out(HANDLE thread, const struct cs_plan *plan, const uint8_t *i
     if (NtGetContextThread(thread, &context))
         return true; /* it has ended */
     uint64_t rva = context.Rip - (uint64_t)image;
-    if (rva >= plan->header->image_span || !patch_around(plan, rva))
+    if (rva >= plan->header->image_span || !cs_plan_patch_around(plan, (uint32_t)rva))
         return true;
-    const struct cs_moved *moved = region ? moved_from(plan, rva) : NULL;
+    const struct cs_moved *moved = region ? cs_plan_moved_from(plan, (uint32_t)rva) : NULL;
     if (!moved)
         return false;
     context.Rip = (uint64_t)region + moved->place;

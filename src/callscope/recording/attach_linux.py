@@ -1,0 +1,242 @@
+"""Puts the agent into a Linux program that runs, and takes it out again: ptrace(2), a borrowed thread, and the
+functions of `native/agent/linux/attach.c`.
+
+Loading the agent, asking for plans and mapping trampolines happen while the program's other threads run; they stand
+still only while patches are written. Nothing is left behind by a detachment but the agent's library, which no code
+leads to.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from callscope.errors import RecordError
+from callscope.native import AGENT_NAME, library_path
+from callscope.recording.borrow import STACK_BYTES, Borrowed, borrowed, libc_errno, places_of
+from callscope.recording.halt import Halt, find_restorers, halted, is_inside
+from callscope.recording.process import Process
+from callscope.recording.ptrace import is_permission
+from callscope.recording.running import check_process, refusal
+
+_DONE, _ALREADY, _BUSY, _NO_SESSION, _CHANGED = range(5)
+"""enum outcome of native/agent/linux/attach.c"""
+_NOW_GLOBAL = 0x102
+"""RTLD_NOW | RTLD_GLOBAL (<dlfcn.h>): the recorder of Python calls looks the agent's functions up by name"""
+_READ_WRITE, _PRIVATE_ANONYMOUS, _NO_FILE = 3, 0x22, (1 << 64) - 1
+_MAP_FAILED = (1 << 64) - 4096
+_TRIES, _PAUSE = 200, 0.005
+"""tries, and seconds between them, until all threads can stand still where nothing is overwritten"""
+_MOST_REGIONS = 4096
+_LONGEST_PATH = 4095
+
+
+def inject(pid: int, session: Path, recorder: Path) -> float:
+    """Begin a session in a process; the seconds for which its threads stood still.
+
+    session: the trace directory. recorder: the socket to ask for plans. Raises RecordError.
+    """
+    with opened(pid) as process:
+        libc = _libc(process)
+        restorers = find_restorers(process)
+        with borrowed(process, places_of(process, libc, _agent_code(process), _trampolines(process))) as loan:
+            agent = _agent(process) or _load_agent(loan, libc)
+            with _memory(loan, agent):
+                _begin(loan, agent, session, recorder)
+                try:
+                    seconds = _patch(loan, agent, restorers)
+                except RecordError:
+                    loan.call(agent["callscope_attach_abort"])
+                    raise
+                loan.call(agent["callscope_attach_settle"])
+        return seconds
+
+
+def withdraw(pid: int) -> float:
+    """End the session of a process and give it its own code back; the seconds for which its threads stood still.
+
+    Raises RecordError, also when the process is not recorded.
+    """
+    with opened(pid) as process:
+        agent = _agent(process)
+        if not agent:
+            raise RecordError(f"process {pid} is not being recorded: see callscope attach")
+        restorers = find_restorers(process)
+        places = places_of(process, _libc(process), _agent_code(process), _trampolines(process))
+        with borrowed(process, places) as loan, _memory(loan, agent):
+            if loan.call(agent["callscope_detach_begin"]) != _DONE:
+                raise RecordError(f"process {pid} is not being recorded from outside: it ends its recording itself")
+            return _restore(loan, agent, restorers)
+
+
+@contextmanager
+def opened(pid: int) -> Iterator[Process]:
+    """A process that can be attached to. Raises RecordError with what is in the way."""
+    check_process(pid)
+    try:
+        with closing(Process(pid)) as process:
+            yield process
+    except (FileNotFoundError, ProcessLookupError):
+        raise RecordError(f"process {pid} ended while it was attached to") from None
+    except OSError as error:
+        if is_permission(error):
+            raise RecordError(refusal(pid)) from None
+        raise RecordError(f"process {pid} cannot be changed: {error.strerror or error}; try again") from None
+
+
+def _libc(process: Process) -> dict[str, int]:
+    """Symbols of the C library, and of the library that dlopen is in before glibc 2.34."""
+    found: dict[str, int] = {}
+    for path, base in process.libraries().items():
+        if Path(path).name.startswith(("libc.so", "libc-2.", "libdl.so", "libdl-2.")):
+            found = process.symbols(base) | found
+    if not found.keys() & {"dlopen", "__libc_dlopen_mode"} or "mmap" not in found:
+        raise RecordError(f"process {process.pid} has no C library that can load the agent: record it from its start")
+    return found
+
+
+def _agent(process: Process) -> dict[str, int]:
+    """Symbols of the agent, empty when it is not loaded. Raises RecordError for that of another version."""
+    for path, base in process.libraries().items():
+        if Path(path.removesuffix(" (deleted)")).name == AGENT_NAME:
+            symbols = process.symbols(base)
+            if "callscope_attach_begin" not in symbols or path != str(library_path(AGENT_NAME)):
+                raise RecordError(f"process {process.pid} has an agent of another callscope: start it again")
+            return symbols
+    return {}
+
+
+def _agent_code(process: Process) -> list[tuple[int, int]]:
+    """Code of the agent's."""
+    return [(found.start, found.end) for found in process.maps if "x" in found.protection and found.name == AGENT_NAME]
+
+
+def _trampolines(process: Process) -> list[tuple[int, int]]:
+    """Code that was mapped from plans."""
+    return [
+        (found.start, found.end) for found in process.maps if "x" in found.protection and found.name.endswith(".plan")
+    ]
+
+
+def _load_agent(loan: Borrowed, libc: dict[str, int]) -> dict[str, int]:
+    """Have the program's loader load the agent; its symbols."""
+    process, path = loan.process, os.fsencode(library_path(AGENT_NAME))
+    memory = loan.call(libc["mmap"], 0, STACK_BYTES, _READ_WRITE, _PRIVATE_ANONYMOUS, _NO_FILE, 0)
+    if memory >= _MAP_FAILED:
+        raise RecordError("the program has no room for the agent: its address space is limited")
+    loan.stack = memory
+    errno = libc_errno(loan, libc["__errno_location"])
+    process.write(memory, path + b"\0")
+    handle = loan.call(libc.get("dlopen") or libc["__libc_dlopen_mode"], memory, _NOW_GLOBAL)
+    reason = ""
+    if not handle and "dlerror" in libc and (text := loan.call(libc["dlerror"])):
+        reason = process.read(text, 256).split(b"\0")[0].decode(errors="replace")
+    process.write(*errno)
+    loan.stack = 0
+    loan.call(libc["munmap"], memory, STACK_BYTES)
+    if not handle:
+        raise RecordError(f"the program's loader refuses the agent: {reason or 'for no given reason'}")
+    process.refresh()
+    agent = _agent(process)
+    if not agent:
+        raise RecordError("the agent was loaded, and is not there: the program's loader is unknown")
+    return agent
+
+
+@contextmanager
+def _memory(loan: Borrowed, agent: dict[str, int]) -> Iterator[None]:
+    """Memory for calls to run on, within the block."""
+    memory = loan.call(agent["callscope_attach_map"], STACK_BYTES)
+    if not memory:
+        raise RecordError("the program has no room for the agent: its address space is limited")
+    loan.stack = memory
+    try:
+        yield
+    finally:
+        loan.stack = 0
+        loan.call(agent["callscope_attach_unmap"], memory, STACK_BYTES)
+
+
+def _begin(loan: Borrowed, agent: dict[str, int], session: Path, recorder: Path) -> None:
+    paths = os.fsencode(session) + b"\0", os.fsencode(recorder) + b"\0"
+    if len(paths[0]) > _LONGEST_PATH:
+        raise RecordError(f"the path {session} is too long: choose a shorter one with -o")
+    loan.process.write(loan.stack, b"".join(paths))
+    for _ in range(_TRIES):
+        outcome = loan.call(agent["callscope_attach_begin"], loan.stack, loan.stack + len(paths[0]))
+        if outcome != _BUSY:
+            break
+        time.sleep(_PAUSE)
+    if outcome == _ALREADY:
+        raise RecordError(f"process {loan.process.pid} is recorded already: end that first, with callscope detach")
+    if outcome == _BUSY:
+        raise RecordError("the program loads libraries all the time: try again")
+    if outcome != _DONE:
+        raise RecordError(
+            f"the program cannot map the trace {session}: its user must be able to write there; choose with -o"
+        )
+
+
+def _patch(loan: Borrowed, agent: dict[str, int], restorers: list[int]) -> float:
+    """Write what was prepared, with all threads at a standstill; for how many seconds."""
+    for _ in range(_TRIES):
+        outcome = -1
+        begin = time.monotonic()
+        with halted(loan, restorers) as halt:
+            places = halt.lead(agent["callscope_attach_places"]) if halt else None
+            if halt and places is not None:
+                outcome = loan.call(agent["callscope_attach_commit"])
+                if outcome == _DONE:
+                    halt.apply(places)
+        if outcome == _DONE:
+            return time.monotonic() - begin
+        if outcome == _CHANGED:
+            loan.call(agent["callscope_attach_look"])
+        time.sleep(_PAUSE)
+    raise RecordError("the program's threads cannot be stopped outside of what is to be patched: try again")
+
+
+def _restore(loan: Borrowed, agent: dict[str, int], restorers: list[int]) -> float:
+    """Write back the program's own code, with all threads at a standstill; for how many seconds."""
+    process = loan.process
+    count = loan.call(agent["callscope_attach_regions"], loan.stack, _MOST_REGIONS)
+    table = np.frombuffer(process.read(loan.stack, 16 * count), np.uint64).reshape(-1, 2)
+    regions = [(int(start), int(end)) for start, end in table]
+    for left in reversed(range(_TRIES)):
+        begin = time.monotonic()
+        with halted(loan, restorers) as halt:
+            clear = _take_back(halt, agent, regions, left < _TRIES // 2) if halt else None
+        if clear is not None:
+            seconds = time.monotonic() - begin
+            loan.call(agent["callscope_detach_settle"], clear)
+            return seconds
+        time.sleep(_PAUSE)
+    raise RecordError("the program's threads cannot be stopped outside of what was patched: try again")
+
+
+def _take_back(halt: Halt, agent: dict[str, int], regions: list[tuple[int, int]], hurried: bool) -> int | None:
+    """Write the program's own code; 1 when no thread is in a trampoline or the agent, so these can go, else 0.
+
+    None when it is not done. hurried: do it also while a thread waits in a trampoline, or below a signal handler.
+    """
+    loan = halt.loan
+    own = _agent_code(loan.process)
+    led = halt.lead(agent["callscope_detach_places"])
+    if led is None:
+        return None
+    clear = not is_inside(led, [*regions, *own])
+    working = is_inside([place for place in led if not place.frame], own)
+    if working or not (clear or hurried):
+        return None
+    threads = [place for place in led if not place.frame]
+    table = np.zeros((len(threads), 4), np.uint64)
+    table[:, 1] = [place.registers.fs_base for place in threads]
+    loan.process.write(loan.stack, table.tobytes())
+    loan.call(agent["callscope_detach_commit"], loan.stack, len(threads), int(clear))
+    halt.apply(led)
+    return int(clear)
