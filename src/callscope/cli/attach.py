@@ -1,4 +1,4 @@
-"""`callscope attach` and `callscope detach`: record a Windows program that runs already."""
+"""`callscope attach` and `callscope detach`: record a program that runs already."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from callscope.recording.attach import detach as detach_program
 @click.option("--duration", type=DurationType(), metavar="TIME", help="Detach after TIME, such as 10s.")
 @click.option("--leave", is_flag=True, help="Return at once: the program goes on writing, until callscope detach.")
 def attach(which: str, duration: int | None, leave: bool, quiet: bool, **options: Any) -> None:
-    """Record a Windows program that runs already under Wine, until it ends or Ctrl-C.
+    """Record a program that runs already, for Linux or under Wine, until it ends or Ctrl-C.
 
-    PID is a process id of Linux or of Wine; NAME the name of a program, such as notepad.exe. The program goes on
-    untraced afterwards.
+    PID is a process id of Linux or of Wine; NAME the name of a program. The program goes on untraced afterwards.
     """
     interrupted: list[int] = []
 
@@ -46,5 +45,5 @@ def attach(which: str, duration: int | None, leave: bool, quiet: bool, **options
 @click.command()
 @click.argument("which", metavar="PID|NAME")
 def detach(which: str) -> None:
-    """Stop recording a Windows program that was left with `callscope attach --leave`; it goes on untraced."""
+    """Stop recording a program that was left with `callscope attach --leave`; it goes on untraced."""
     detach_program(which)

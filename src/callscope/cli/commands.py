@@ -18,7 +18,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("record", "record", "Run a program and record its calls."),
         Command("run", "run", "Record a program, then show its report."),
         Command("bytecode", "bytecode", "Run a Python program and write every bytecode instruction it executes."),
-        Command("attach", "attach", "Record a Windows program that runs already."),
+        Command("attach", "attach", "Record a program that runs already."),
         Command("detach", "attach", "Stop recording what attach --leave left."),
     ),
     "Look at a trace": (

@@ -170,6 +170,8 @@ def _begin_worker() -> None:
     gc.disable()
     # Ctrl-C is for the process that planned with them, and is followed by the pool's end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The pool ends its workers so; the command's own handler would keep them.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Without this, workers wait for ever when that process is killed (prctl(2)).
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
