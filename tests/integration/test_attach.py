@@ -16,6 +16,8 @@ from tests.builders.tracing import Outcome, callscope, count_calls, read_calls
 
 CALLS_OF_FIB = 177
 """that one call of work() in tests/targets/attached.c makes"""
+DESCRIPTORS = 6
+"""that it has with six threads, of which one has three"""
 ROUNDS = 3
 Running = subprocess.Popen[str]
 
@@ -71,7 +73,6 @@ def test_a_program_with_threads_is_recorded_and_goes_on(
     running: Callable[..., Running], plan_cache: Path, tmp_path: Path
 ) -> None:
     process = running()
-    descriptors = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
     for number in range(ROUNDS):
         trace = tmp_path / str(number)
         words = [["-f", "fib", "-f", "work"], ["-m", "all"], []][number % 3]
@@ -85,7 +86,7 @@ def test_a_program_with_threads_is_recorded_and_goes_on(
         endings = [ended for thread in read_calls(trace, ("ended_by",)).values() for ended in thread["ended_by"]]
         assert len(endings) > calls
         assert changed_code(process.pid) == []
-        assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) == descriptors
+        assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) == DESCRIPTORS
 
 
 def test_left_alone_it_goes_on_writing_until_it_is_detached(

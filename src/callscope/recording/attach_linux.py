@@ -186,15 +186,14 @@ def _patch(loan: Borrowed, agent: dict[str, int], restorers: list[int]) -> float
     """Write what was prepared, with all threads at a standstill; for how many seconds."""
     for _ in range(_TRIES):
         outcome = -1
-        begin = time.monotonic()
         with halted(loan, restorers) as halt:
             places = halt.lead(agent["callscope_attach_places"]) if halt else None
             if halt and places is not None:
                 outcome = loan.call(agent["callscope_attach_commit"])
                 if outcome == _DONE:
                     halt.apply(places)
-        if outcome == _DONE:
-            return time.monotonic() - begin
+        if halt and outcome == _DONE:
+            return halt.seconds
         if outcome == _CHANGED:
             loan.call(agent["callscope_attach_look"])
         time.sleep(_PAUSE)
@@ -208,13 +207,11 @@ def _restore(loan: Borrowed, agent: dict[str, int], restorers: list[int]) -> flo
     table = np.frombuffer(process.read(loan.stack, 16 * count), np.uint64).reshape(-1, 2)
     regions = [(int(start), int(end)) for start, end in table]
     for left in reversed(range(_TRIES)):
-        begin = time.monotonic()
         with halted(loan, restorers) as halt:
             clear = _take_back(halt, agent, regions, left < _TRIES // 2) if halt else None
-        if clear is not None:
-            seconds = time.monotonic() - begin
+        if halt and clear is not None:
             loan.call(agent["callscope_detach_settle"], clear)
-            return seconds
+            return halt.seconds
         time.sleep(_PAUSE)
     raise RecordError("the program's threads cannot be stopped outside of what was patched: try again")
 

@@ -9,7 +9,6 @@ registers and its stack tell.
 from __future__ import annotations
 
 import ctypes
-import errno
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -32,11 +31,6 @@ _WAITS = {0, 7, 23, 35, 43, 44, 45, 46, 47, 61, 128, 130, 202, 230, 232, 247, 27
 accept, sendto, recvfrom, sendmsg, recvmsg, wait4, rt_sigtimedwait, rt_sigsuspend, futex, clock_nanosleep, epoll_wait,
 waitid, pselect6, ppoll, epoll_pwait, accept4, recvmmsg (asm/unistd_64.h)"""
 _FUTEX = 202
-_INTERRUPTED = {0, 1, 19, 20, 43, 44, 45, 46, 47, 65, 69, 70, 128, 208, 220, 232, 281, 288, 299, 307, 333, 441}
-"""System calls that may give EINTR when a thread is stopped, and can begin again: read, write, readv, writev, accept
-and their like on sockets with time limits; semop, msgsnd, msgrcv, rt_sigtimedwait, io_getevents, semtimedop, epoll_wait
-and their later forms"""
-SYSCALL_BYTES = 2
 _LOADER_DEPTH, _ALLOCATOR_DEPTH = 8192, 2048
 """bytes of the stack within which a return address shows that the thread is in the loader, or in the allocator"""
 _ALLOCATOR = ("malloc", "free", "calloc", "realloc", "memalign", "malloc_trim", "malloc_usable_size")
@@ -195,7 +189,7 @@ def find_thread(process: Process, places: Places, seconds: float) -> tuple[Threa
                 continue
             with suppress(ProcessLookupError):
                 if thread.stop() and not thread.signal:
-                    registers = settled_registers(process, thread)
+                    registers = thread.registers()
                     waiting |= registers.system_call in _WAITS
                     registers = leave(thread, registers, [*places.agent, *places.trampolines])
                     if is_fit(process, registers, places, strict):
@@ -219,27 +213,6 @@ def leave(thread: Thread, registers: Registers, code: Sequence[tuple[int, int]])
             thread.stop()
             return thread.registers()
         registers = thread.registers()
-    return registers
-
-
-def settled_registers(process: Process, thread: Thread) -> Registers:
-    """The registers of a thread that was asked to stop, such that a wait which the stop cut short begins again.
-
-    Most do of themselves; those that give EINTR instead (signal(7)) are led back, unless a signal is on its way, too.
-    """
-    registers = thread.registers()
-    if (
-        thread.signal
-        or registers.system_call not in _INTERRUPTED
-        or ctypes.c_int64(registers.rax).value != -errno.EINTR
-    ):
-        return registers
-    status = f"{process.pid}/task/{thread.tid}"
-    pending, shared, held = (int(status_field(status, name) or "0", 16) for name in ("SigPnd", "ShdPnd", "SigBlk"))
-    if not (pending | shared) & ~held:
-        registers.rax, registers.orig_rax = registers.orig_rax, _ALL_SIGNALS
-        registers.rip -= SYSCALL_BYTES
-        thread.set_registers(registers)
     return registers
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from callscope.recording.borrow import Borrowed, among, settled_registers, stack_words
+from callscope.recording.borrow import Borrowed, among, stack_words
 from callscope.recording.process import Process
 from callscope.recording.ptrace import Registers, Thread
 
@@ -45,12 +45,16 @@ class Halt:
     def __init__(self, loan: Borrowed, restorers: Sequence[int]) -> None:
         self.loan = loan
         self.others: list[Thread] = []
+        self.began = 0.0
+        """when the first thread was asked to stop, of time.monotonic()"""
+        self.seconds = 0.0
+        """from then until all went on"""
         self._restorers = np.array(restorers, np.uint64)
 
     def places(self) -> list[Place]:
         """Where all threads go on."""
         found = []
-        threads = [(thread, settled_registers(self.loan.process, thread)) for thread in self.others if not thread.gone]
+        threads = [(thread, thread.registers()) for thread in self.others if not thread.gone]
         for thread, registers in [*threads, (None, self.loan.registers)]:
             found.append(Place(thread, registers, registers.rip))
             found += self._frames(thread, registers)
@@ -114,30 +118,40 @@ def halted(loan: Borrowed, restorers: Sequence[int]) -> Iterator[Halt | None]:
     """All threads of the process at a standstill for the block; None when one of them does not stand still in time."""
     halt = Halt(loan, restorers)
     try:
-        yield halt if _stop_all(loan.process, halt.others, loan.thread.tid) else None
+        yield halt if _stop_all(halt) else None
     finally:
         for thread in sorted(halt.others, key=lambda thread: not thread.stopped):
             thread.release()
+        halt.seconds = time.monotonic() - halt.began
 
 
-def _stop_all(process: Process, others: list[Thread], own: int) -> bool:
-    """Stop all threads but one; those begun meanwhile are found by looking again."""
-    known = {own}
-    deadline = time.monotonic() + _STILL
-    while fresh := [tid for tid in process.threads() if tid not in known]:
-        known.update(fresh)
-        begun = []
-        for tid in fresh:
-            with suppress(ProcessLookupError, PermissionError):  # it has ended
-                begun.append(Thread(tid))
-        others += begun
-        for thread in begun:
-            thread.interrupt()
-        for thread in begun:
-            if thread.wait(max(deadline - time.monotonic(), 0)) is None:
-                return False
+def _stop_all(halt: Halt) -> bool:
+    """Stop all threads but the borrowed one; those begun meanwhile are found by looking again."""
+    process = halt.loan.process
     process.refresh()
+    _ = process.maps  # read before, as it takes its time
+    known = {halt.loan.thread.tid}
+    fresh = _seize(process, known)  # which stops none
+    halt.began = time.monotonic()
+    while fresh:
+        halt.others += fresh
+        for thread in fresh:
+            thread.interrupt()
+        for thread in fresh:
+            if thread.wait(max(halt.began + _STILL - time.monotonic(), 0)) is None:
+                return False
+        fresh = _seize(process, known)
     return True
+
+
+def _seize(process: Process, known: set[int]) -> list[Thread]:
+    """Seize the threads that are not known yet."""
+    seized = []
+    for tid in [tid for tid in process.threads() if tid not in known]:
+        known.add(tid)
+        with suppress(ProcessLookupError, PermissionError):  # it has ended
+            seized.append(Thread(tid))
+    return seized
 
 
 def find_restorers(process: Process) -> list[int]:

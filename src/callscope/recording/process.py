@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,7 +78,8 @@ class Process:
 
     def mapping(self, address: int) -> Mapping | None:
         """What holds an address."""
-        return next((found for found in self.maps if found.start <= address < found.end), None)
+        index = bisect_right(self.maps, address, key=lambda found: found.start) - 1
+        return self.maps[index] if index >= 0 and address < self.maps[index].end else None
 
     def libraries(self) -> dict[str, int]:
         """Path -> address of its first byte, of every file mapped from its start, in order of addresses."""
@@ -166,8 +168,8 @@ def read_maps(pid: int) -> list[Mapping]:
     return found
 
 
-def status_field(pid: int | str, name: str) -> str:
-    """A field of /proc/PID/status, or PID/task/TID; empty when there is none, or no such process."""
+def status_field(pid: int, name: str) -> str:
+    """A field of /proc/PID/status, where PID may be a thread; empty when there is none, or no such process."""
     with suppress(OSError):
         for line in (PROC / str(pid) / "status").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")

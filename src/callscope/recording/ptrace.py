@@ -14,6 +14,8 @@ from contextlib import suppress
 from enum import IntEnum, auto
 from functools import cache
 
+from callscope.recording.process import status_field
+
 _CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _SETSIGMASK, _GETSIGMASK = 0x4204, 0x4205, 0x4206, 0x4207, 0x420B, 0x420A
 _VECTOR_STATE = 0x202
@@ -27,6 +29,13 @@ _RELEASE = 60.0
 """seconds that a thread may take to be released"""
 _RESTARTS = {-512, -513, -514, -516}
 """ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (include/linux/errno.h)"""
+
+_INTERRUPTED = {0, 1, 19, 20, 43, 44, 45, 46, 47, 65, 69, 70, 128, 208, 220, 232, 281, 288, 299, 307, 333, 441}
+"""System calls that may give EINTR when a thread is stopped, and can begin again: read, write, readv, writev, accept
+and their like on sockets with time limits; semop, msgsnd, msgrcv, rt_sigtimedwait, io_getevents, semtimedop, epoll_wait
+and their later forms"""
+_SYSCALL_BYTES = 2
+_NO_CALL = (1 << 64) - 1
 
 
 class Registers(ctypes.Structure):
@@ -117,9 +126,29 @@ class Thread:
         self.stopped = True
         if status >> 16 == _EVENT_STOP:
             self.signal = 0
+            with suppress(ProcessLookupError):
+                self._begin_wait_again()
             return Stop.ASKED
         self.signal = os.WSTOPSIG(status)
         return Stop.SIGNAL
+
+    def _begin_wait_again(self) -> None:
+        """Lead the thread back to a wait that its stop cut short.
+
+        Most waits begin again of themselves; those that give EINTR instead (signal(7)) do here, unless a signal is on
+        its way, too.
+        """
+        registers = self.registers()
+        cut_short = ctypes.c_int64(registers.rax).value == -errno.EINTR
+        if registers.system_call not in _INTERRUPTED or not cut_short:
+            return
+        pending, shared, held = (
+            int(status_field(self.tid, name) or "0", 16) for name in ("SigPnd", "ShdPnd", "SigBlk")
+        )
+        if not (pending | shared) & ~held:
+            registers.rax, registers.orig_rax = registers.orig_rax, _NO_CALL
+            registers.rip -= _SYSCALL_BYTES
+            self.set_registers(registers)
 
     def stop(self, seconds: float = 1.0) -> bool:
         """Interrupt it and wait; whether it stands still."""
