@@ -61,7 +61,9 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
     target = find_target(options.command[0])
     if target.pid and options.wants_stacks:
         raise UsageError("stacks are captured in programs that are recorded from their start: use callscope record")
-    options = replace(options, command=(target.name,))
+    if target.pid and options.python == "only":
+        raise UsageError("calls of Python functions are recorded from the start: use callscope record")
+    options = replace(options, command=(target.name,), python="off" if target.pid else options.python)
     directory = (options.output or default_directory((Path(target.name).name,))).absolute()
     session = Session(directory, options)
     try:

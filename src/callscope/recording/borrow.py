@@ -91,15 +91,18 @@ def stack_words(process: Process, sp: int, size: int) -> NDArray[np.uint64]:
 
 
 def is_fit(process: Process, registers: Registers, places: Places, strict: bool) -> bool:
-    """Whether a stopped thread holds no lock that a call could wait for. strict: it waits in a system call."""
+    """Whether a stopped thread holds no lock that a call could wait for. strict: only if it waits in a system call.
+
+    The loader makes its system calls itself, and the allocator none of those, so in such a wait rip tells enough.
+    """
     top = np.array([registers.rip], np.uint64)
-    near = stack_words(process, registers.rsp, _ALLOCATOR_DEPTH)
-    far = stack_words(process, registers.rsp, _LOADER_DEPTH)
     if among(top, [*places.loader, *places.agent, *places.allocator]):
         return False
-    if among(far, places.loader) or among(near, places.allocator):
-        return False
-    return not strict or (registers.system_call in _WAITS and registers.system_call != _FUTEX)
+    if registers.system_call in _WAITS and registers.system_call != _FUTEX:
+        return True
+    near = stack_words(process, registers.rsp, _ALLOCATOR_DEPTH)
+    far = stack_words(process, registers.rsp, _LOADER_DEPTH)
+    return not strict and not among(far, places.loader) and not among(near, places.allocator)
 
 
 @dataclass
