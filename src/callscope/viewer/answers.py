@@ -71,6 +71,7 @@ class Answers:
         for row in threads:
             row["command"] = command_line({"command": row["command"], "path": row.pop("path")})
             row["lanes"] = self._timeline.lanes(row["thread"])
+            row["first_ns"] = self._rows.begin(row["thread"]) if clock else None
         return {
             "info": facts,
             "name": Path(facts["trace"]).name,

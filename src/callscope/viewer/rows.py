@@ -90,6 +90,11 @@ class Rows:
         groups = self.groups.get(thread)
         return groups[0].first_call if groups else 0
 
+    def begin(self, thread: int) -> int | None:
+        """When a thread's first call began; None for threads without calls."""
+        groups = self.groups.get(thread)
+        return groups[0].begin if groups else None
+
     def count(self, thread: int) -> int:
         """Calls of a thread."""
         return sum(group.rows for group in self.groups.get(thread, []))

@@ -7,10 +7,12 @@ cookie, or as `Authorization: Bearer`. All else is answered with 403 before anyt
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import os
 import secrets
+import socket
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,17 +59,34 @@ def page_files() -> dict[str, bytes]:
 class ViewServer(ThreadingHTTPServer):
     """Serves one trace. `url`: with the token. Close it with `server_close`."""
 
-    daemon_threads = True
-    block_on_close = False
+    daemon_threads = False  # a thread that the end of Python meets inside a library in C++ would abort it
 
     def __init__(self, answers: Answers, port: int = 0) -> None:
         """Listen on a port of loopback, 0 for any that is free. Raises OSError."""
         super().__init__((ADDRESS, port), Handler)
+        self._connections: set[socket.socket] = set()
         self.answers = answers
         self.token = secrets.token_urlsafe(32)
         self.pages = page_files()
         self.hosts = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
         self.cookie = f"callscope-{self.server_port}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Remember the connection, to end it."""
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The connection is over."""
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """Stop listening, let no connection ask any more, and wait for the answers that are being made."""
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        super().server_close()
 
     @property
     def url(self) -> str:

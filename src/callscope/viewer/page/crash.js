@@ -6,9 +6,10 @@ import { framesTable } from "./stacks.js";
 
 /** The crash report, with its back-trace beside the source. */
 export function crashView(container, context) {
-  const pane = element("div", { className: "pane" });
+  const pane = element("div", { className: "pane" }, element("p", { className: "dim" }, "Finding functions and lines …"));
   container.append(pane);
   ask("crash").then((crash) => {
+    pane.replaceChildren();
     if (!crash) {
       pane.append(element("p", { className: "dim" }, "The program did not crash"));
       return;

@@ -35,7 +35,7 @@ function paintDetails(call, context) {
       ["Duration", call.duration_ns === null ? null : duration(call.duration_ns)],
       ["Own time", call.self_ns === null ? null : duration(call.self_ns)],
       ["Start", call.start_ns === null ? null : moment(call.start_ns)],
-      ["It", ENDINGS[call.ended_by]],
+      ["End", ENDINGS[call.ended_by]],
       ["Called by", caller ? select(caller) : "nothing that was traced"],
       ["Through", call.via ? visible(call.via) : null],
       ["From", call.site_file ? sourceLink(call.site_file, call.site_line, target) : visible(call.call_site || "")],
@@ -43,7 +43,7 @@ function paintDetails(call, context) {
       ["Thread", `${call.tid} of process ${call.pid}`],
       ["Call", `${count(call.call_id)}, depth ${count(call.depth)}`],
     ]),
-    element("p", {}, link("Function in the call graph", () => go({ view: "graph", function: String(call.function_id) })), "   ",
+    element("p", {}, link("Function in the call graph", () => go({ view: "graph", function: String(call.function_id) })), " · ",
       link("Show in the timeline", () => go({ view: "timeline", from: null, to: null, call: String(call.call_id) }))));
   if (call.arguments?.length) detailsElement.append(element("h3", {}, "Arguments"), facts(call.arguments.map(
     (value, at) => [visible(value.name || String(at)), valueElement(value)])));

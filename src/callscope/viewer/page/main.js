@@ -29,7 +29,7 @@ const KEYS = [
   ["W S, + -, wheel", "zoom the timeline at the pointer"],
   ["A D, ← →, drag", "move the timeline in time"],
   ["↑ ↓, Shift+wheel, drag", "move the timeline through threads and depths"],
-  ["0", "the whole recording"],
+  ["0", "all calls"],
   ["click, double click", "a call's details; zoom to it"],
   ["F", "zoom to the selected call"],
   ["P", "select the caller of the selected call"],

@@ -1,19 +1,22 @@
 // Call stacks that were captured, equal ones together.
-import { ask } from "./api.js";
+import { ask, embedded } from "./api.js";
 import { count, element, moment, table, tableRow, visible } from "./dom.js";
-import { sourceLink } from "./source.js";
+import { showSource, sourceLink } from "./source.js";
 
 /** Groups of equal stacks, the most frequent first. */
 export function stacksView(container, context) {
   const source = element("div");
-  const list = element("div");
+  const list = element("div", {}, element("p", { className: "dim" }, "Finding functions and lines …"));
   container.append(element("div", { className: "pane columns" }, list, source));
   ask("snapshots").then(({ count: all, groups }) => {
+    list.replaceChildren();
     if (!groups.length) {
       list.append(element("p", { className: "dim" }, "No call stacks were captured: record with --stacks-at, --stacks-every or --stacks-on"));
       return;
     }
     list.append(element("p", { className: "dim" }, `${count(groups.length)} of ${count(all)} different stacks`));
+    const place = groups[0].frames.find((frame) => frame.file);
+    if (place && !embedded) showSource(place.file, place.line, source);
     groups.forEach((group, at) => list.append(stack(group, at < 3, () => source)));
   }).catch((error) => context.notice(error.message));
   return {};

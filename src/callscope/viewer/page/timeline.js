@@ -23,6 +23,7 @@ class TimelineView {
     this.context = context;
     this.summary = context.summary;
     this.whole = Math.max(this.summary.end, FEWEST_NS);
+    this.home = this.callsWindow();
     this.canvas = document.createElement("canvas");
     this.canvas.className = "fill";
     this.canvas.setAttribute("role", "img");
@@ -62,9 +63,17 @@ class TimelineView {
     const from = stateNumber("from");
     const to = stateNumber("to");
     const sound = from !== null && to !== null && from < to;
-    this.from = sound ? from : 0;
-    this.to = sound ? to : this.whole;
+    [this.from, this.to] = sound ? [from, to] : this.home;
     this.request();
+  }
+
+  /** From the first call to the last: programs take a while until they make any. */
+  callsWindow() {
+    const busy = this.summary.clock ? this.summary.threads.filter((thread) => thread.lanes > 0) : [];
+    if (!busy.length) return [0, this.whole];
+    const begin = Math.min(...busy.map((thread) => thread.first_ns));
+    const end = Math.max(...busy.map((thread) => thread.end_ns ?? this.whole), begin + FEWEST_NS);
+    return [Math.max(Math.floor(begin - (end - begin) / 100), 0), Math.ceil(end + (end - begin) / 100)];
   }
 
   layout() {
@@ -105,7 +114,7 @@ class TimelineView {
     this.refresh();
     clearTimeout(this.linkTimer);
     this.linkTimer = setTimeout(() => {
-      const all = this.from <= 0 && this.to >= this.whole;
+      const all = this.from === this.home[0] && this.to === this.home[1];
       go({ from: all ? null : String(this.from), to: all ? null : String(this.to) }, true);
     }, 250);
   }
@@ -362,7 +371,7 @@ class TimelineView {
       a: () => this.pan(-0.2), arrowleft: () => this.pan(-0.2), d: () => this.pan(0.2), arrowright: () => this.pan(0.2),
       arrowup: () => this.setScroll(this.scroll - 3 * LANE), arrowdown: () => this.setScroll(this.scroll + 3 * LANE),
       pageup: () => this.setScroll(this.scroll - this.view * 0.8), pagedown: () => this.setScroll(this.scroll + this.view * 0.8),
-      0: () => this.setWindow(0, this.whole), home: () => this.setWindow(0, this.whole),
+      0: () => this.setWindow(...this.home), home: () => this.setWindow(...this.home),
       f: () => call !== null && this.zoomToCall(call),
       p: () => call !== null && this.callerOf(call),
       enter: () => call !== null && ask("call", { id: call }).then((found) => go({ view: "graph", function: String(found.function_id) })),
@@ -414,6 +423,7 @@ class TimelineView {
 /** A tick's time: digits as fine as the step between ticks. */
 function tick(time, step) {
   const [unit, name] = [[1e9, "s"], [1e6, "ms"], [1e3, "µs"], [1, "ns"]].find(([size]) => time >= size && step >= size / 1000) || [1, "ns"];
+  if (time === 0) return "0";
   const digits = Math.max(0, Math.ceil(Math.log10(unit / step)));
   return `${(time / unit).toFixed(Math.min(digits, 9))} ${name}`;
 }
