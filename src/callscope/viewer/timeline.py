@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -137,7 +138,10 @@ class _Long:
         groups = [group for group in self._groups if group.begin < window.end and group.end >= begin]
         if sum(group.rows for group in groups) > MOST_ROWS:
             return None
-        parts = [self._rows.between(group, begin, window.end) for group in groups]
+        if len(groups) == 1:
+            return self._rows.between(groups[0], begin, window.end)
+        with ThreadPoolExecutor(max(len(groups), 1)) as pool:  # decoding leaves Python to others
+            parts = list(pool.map(lambda group: self._rows.between(group, begin, window.end), groups))
         return np.concatenate(parts) if parts else np.empty(0, CALL)
 
 
