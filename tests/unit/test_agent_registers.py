@@ -1,5 +1,6 @@
-"""The agent runs inside other programs' functions: it may change general registers, which the hot path keeps, and vector
-registers that the same function has stored before and loads again before it returns."""
+"""The agent runs inside other programs' functions: it may change general registers, which the hot path keeps, and such
+vector registers as the same function has stored before and loads again before it returns.
+"""
 
 import pytest
 from iced_x86 import Decoder, FlowControl, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, RegisterExt
