@@ -55,6 +55,15 @@ class _Unit(NamedTuple):
     paths: list[str]
 
 
+_Spans = tuple[list[int], list[tuple[int, int, int]]]
+"""where spans begin, sorted, and (begin, end, the unit's offset) of each"""
+
+
+def _unit_at(spans: _Spans, address: int) -> int | None:
+    index = bisect_right(spans[0], address) - 1
+    return spans[1][index][2] if index >= 0 and address < spans[1][index][1] else None
+
+
 class StatementLines:
     """The line programs of an ELF file's DWARF. What is damaged is left out."""
 
@@ -65,11 +74,11 @@ class StatementLines:
 
     def line(self, address: int) -> tuple[str, int] | None:
         """Path and line of the instruction at an address of the file; None when it is not known."""
-        starts, spans = self._index
-        index = bisect_right(starts, address) - 1
-        if index < 0 or address >= spans[index][1]:
+        offset = _unit_at(self._listed, address)
+        if offset is None:
+            offset = _unit_at(self._index, address)
+        if offset is None:
             return None
-        offset = spans[index][2]
         if offset not in self._units:
             try:
                 self._units[offset] = self._run(offset)
@@ -83,7 +92,18 @@ class StatementLines:
         return dwarf_of_sections(_sections(self._file))
 
     @cached_property
-    def _index(self) -> tuple[list[int], list[tuple[int, int, int]]]:
+    def _listed(self) -> _Spans:
+        """As `_index`, of the units that .debug_aranges lists: no unit needs to be read for it (DWARF 5, 6.1.2)."""
+        try:
+            ranges = self._dwarf.get_aranges()
+            found = ranges.entries if ranges is not None else []
+            spans = sorted((e.begin_addr, e.begin_addr + e.length, e.info_offset) for e in found if e.length)
+        except FAILURES:
+            spans = []
+        return [span[0] for span in spans], spans
+
+    @cached_property
+    def _index(self) -> _Spans:
         """The units' spans, sorted, and where they begin."""
         try:
             spans = sorted(self._unit_spans())
