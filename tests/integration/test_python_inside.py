@@ -116,7 +116,7 @@ def test_pytest_writes_a_trace_of_each_test(tmp_path: Path) -> None:
         "def test_add(one, n): assert add(one, n) == n + 1\n"
         "def test_fails(): assert add(1, 1) == 3\n"
     )
-    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "callscope.pytest_plugin"]
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     plain = run(tmp_path, sys.executable, *arguments)
     assert not (tmp_path / "callscope-traces").exists(), plain.stdout
     done = run(tmp_path, sys.executable, *arguments, "--callscope")
