@@ -17,6 +17,16 @@ static pid_t owner;                  /* this process; planning processes forked 
 static volatile sig_atomic_t target; /* 0: not started yet */
 static volatile sig_atomic_t pending[FORWARDED];
 
+/* Give the program what came before it was known. The handler may run on another thread meanwhile: whoever comes second
+ * finds what the first has left. */
+static void pass_on(void) {
+    for (int i = 0; i < FORWARDED; i++) {
+        if (__atomic_exchange_n(&pending[i], 0, __ATOMIC_SEQ_CST)) {
+            kill(target, forwarded[i]);
+        }
+    }
+}
+
 /* What the terminal sends (SI_KERNEL) goes to its whole foreground group, the program included: once is enough. */
 static void forward(int number, siginfo_t *info, void *context) {
     (void)context;
@@ -34,8 +44,11 @@ static void forward(int number, siginfo_t *info, void *context) {
     } else {
         for (int i = 0; i < FORWARDED; i++) {
             if (forwarded[i] == number) {
-                pending[i] = 1;
+                __atomic_store_n(&pending[i], 1, __ATOMIC_SEQ_CST);
             }
+        }
+        if (__atomic_load_n(&target, __ATOMIC_SEQ_CST)) {
+            pass_on();
         }
     }
     errno = saved_errno;
@@ -69,13 +82,8 @@ CS_EXPORT int cs_forward_begin(void) {
 
 /* Pass them on to the process `pid`, those that came before it was known first. */
 CS_EXPORT void cs_forward_to(int pid) {
-    target = pid;
-    for (int i = 0; i < FORWARDED; i++) {
-        if (pending[i]) {
-            pending[i] = 0;
-            kill(pid, forwarded[i]);
-        }
-    }
+    __atomic_store_n(&target, pid, __ATOMIC_SEQ_CST);
+    pass_on();
 }
 
 /* The process has ended: as before cs_forward_begin. */
