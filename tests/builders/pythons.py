@@ -37,7 +37,14 @@ def interpreter_of(version: Version) -> Interpreter:
     return found
 
 
-each_version = pytest.mark.parametrize("version", VERSIONS, ids=name_of)
+def rarely(version: Version) -> list[pytest.MarkDecorator]:
+    """Marks of a case: those versions are `long` whose bytecode is recorded as that of a neighbour among the others."""
+    return [pytest.mark.long] if version in {(3, 6), (3, 7), (3, 9), (3, 10)} else []
+
+
+each_version = pytest.mark.parametrize(
+    "version", [pytest.param(version, marks=rarely(version), id=name_of(version)) for version in VERSIONS]
+)
 
 
 def bytecode(directory: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

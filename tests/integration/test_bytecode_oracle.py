@@ -19,11 +19,16 @@ import pytest
 
 from callscope.bytecode.interpreters import Version
 from tests.builders.gdb_bytecode import Step, steps
-from tests.builders.pythons import VERSIONS, bytecode, interpreter_of, name_of, program
+from tests.builders.pythons import VERSIONS, bytecode, interpreter_of, name_of, program, rarely
 
 needs_gdb = pytest.mark.skipif(not shutil.which("gdb"), reason="gdb is not installed")
 CORPUS: dict[str, Version] = {"basic": (2, 7), "modern": (3, 6), "match": (3, 10), "groups": (3, 11)}
-CASES = [(name, version) for name, oldest in CORPUS.items() for version in VERSIONS if version >= oldest]
+CASES = [
+    pytest.param(name, version, marks=rarely(version), id=f"{name}-{name_of(version)}")
+    for name, oldest in CORPUS.items()
+    for version in VERSIONS
+    if version >= oldest
+]
 EXTENDED_ARG = {(2, 7): (145, -146)} | {(3, minor): (144,) for minor in range(6, 11)}
 
 Place = tuple[str, int, int]
@@ -95,7 +100,7 @@ def traced(directory: Path, version: Version, source: Path, *arguments: object) 
 
 
 @needs_gdb
-@pytest.mark.parametrize(("name", "version"), CASES, ids=[f"{name}-{name_of(version)}" for name, version in CASES])
+@pytest.mark.parametrize(("name", "version"), CASES)
 def test_executed_instructions(name: str, version: Version, tmp_path: Path) -> None:
     interpreter = interpreter_of(version)
     source = program(tmp_path, name)
