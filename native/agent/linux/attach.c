@@ -22,7 +22,7 @@ struct stopped {
     uint64_t state;    /* answered: 0 stays, 1 `rip` has changed, 2 has to move on by itself */
 };
 
-enum outcome { DONE, ALREADY, BUSY, NO_SESSION, CHANGED };
+enum outcome { DONE, ALREADY, BUSY, NO_SESSION, CHANGED, STUCK };
 
 enum cs_attachment cs_attachment;
 
@@ -82,11 +82,10 @@ static uint64_t lead_all(struct stopped *threads, uint64_t count, void lead(stru
     return stuck;
 }
 
-CS_ATTACH uint64_t callscope_attach_places(struct stopped *threads, uint64_t count) {
-    return lead_all(threads, count, lead_out);
-}
-
-CS_ATTACH uint64_t callscope_attach_commit(void) {
+/* Nothing is written while a thread has to move on by itself. */
+CS_ATTACH uint64_t callscope_attach_commit(struct stopped *threads, uint64_t count) {
+    if (lead_all(threads, count, lead_out))
+        return STUCK;
     if (!cs_loader_commit())
         return CHANGED;
     cs_attachment = CS_ATTACHMENT_RUNS;

@@ -152,9 +152,10 @@ def wait(targets: list[Survivor], how: Attachment) -> bool:
     """Wait for the end of the recording; whether the program is still there."""
     end = None if how.duration is None else time.monotonic() + how.duration
     while targets and any((PROC / str(target.pid)).exists() for target in targets):
-        if how.stopped() or (end is not None and time.monotonic() >= end):
+        left = INTERVAL if end is None else end - time.monotonic()
+        if how.stopped() or left <= 0:
             return True
-        time.sleep(INTERVAL)
+        time.sleep(min(left, INTERVAL))
     return False
 
 

@@ -187,9 +187,8 @@ def _patch(loan: Borrowed, agent: dict[str, int], restorers: list[int]) -> float
     for _ in range(_TRIES):
         outcome = -1
         with halted(loan, restorers) as halt:
-            places = halt.lead(agent["callscope_attach_places"]) if halt else None
-            if halt and places is not None:
-                outcome = loan.call(agent["callscope_attach_commit"])
+            if halt and (answer := halt.ask(agent["callscope_attach_commit"])):
+                outcome, places = answer
                 if outcome == _DONE:
                     halt.apply(places)
         if halt and outcome == _DONE:
@@ -223,17 +222,15 @@ def _take_back(halt: Halt, agent: dict[str, int], regions: list[tuple[int, int]]
     """
     loan = halt.loan
     own = _agent_code(loan.process)
-    led = halt.lead(agent["callscope_detach_places"])
-    if led is None:
+    answer = halt.ask(agent["callscope_detach_places"])
+    if answer is None:
         return None
-    clear = not is_inside(led, [*regions, *own])
-    working = is_inside([place for place in led if not place.frame], own)
+    _, places = answer
+    clear = not is_inside(places.rows, [*regions, *own])
+    working = is_inside(places.threads, own)
     if working or not (clear or hurried):
         return None
-    threads = [place for place in led if not place.frame]
-    table = np.zeros((len(threads), 4), np.uint64)
-    table[:, 1] = [place.registers.fs_base for place in threads]
-    loan.process.write(loan.stack, table.tobytes())
-    loan.call(agent["callscope_detach_commit"], loan.stack, len(threads), int(clear))
-    halt.apply(led)
+    loan.process.write(loan.stack, places.threads.tobytes())
+    loan.call(agent["callscope_detach_commit"], loan.stack, len(places.threads), int(clear))
+    halt.apply(places)
     return int(clear)

@@ -138,14 +138,14 @@ class Borrowed:
     def _returned(self, deadline: float) -> int:
         while True:
             stop = self.thread.wait(deadline - time.monotonic())
-            if stop is None:
+            if stop == Stop.RUNS:
                 self.thread.stop()
                 raise RecordError("a call within the program does not return: it was given up; try again")
             if stop == Stop.GONE:
                 raise RecordError("the program ended while it was attached to")
-            if stop == Stop.SIGNAL and self.thread.signal in _FAULTS:
+            if stop == Stop.SIGNAL and self.thread.record.signal in _FAULTS:
                 after = self.thread.registers()
-                number, self.thread.signal = self.thread.signal, 0
+                number, self.thread.record.signal = self.thread.record.signal, 0
                 if after.rip == self._trap:
                     return int(after.rax)
                 name = signal.Signals(number).name
@@ -187,11 +187,11 @@ def find_thread(process: Process, places: Places, seconds: float) -> tuple[Threa
         waiting = False
         for tid in process.threads():
             try:
-                thread = Thread(tid)
+                thread = Thread.seize(tid)
             except ProcessLookupError:
                 continue
             with suppress(ProcessLookupError):
-                if thread.stop() and not thread.signal:
+                if thread.stop() and not thread.record.signal:
                     registers = thread.registers()
                     waiting |= registers.system_call in _WAITS
                     registers = leave(thread, registers, [*places.agent, *places.trampolines])

@@ -1,157 +1,176 @@
-"""All threads of a process at a standstill, and where each goes on: in `rip`, and in the signal frames on its stack."""
+"""All threads of a process at a standstill, and where each goes on: in `rip`, and in the signal frames on its stack.
+
+What has to be done for each thread meanwhile is done by the kernel library (native/kernel/halt.c).
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from callscope.recording.borrow import Borrowed, among, stack_words
-from callscope.recording.process import Process
-from callscope.recording.ptrace import Registers, Thread
+from callscope.recording.borrow import Borrowed, among
+from callscope.recording.process import PROC, Process
+from callscope.recording.ptrace import RESTARTS, Halted, Stop, Thread, halting
 
 _STILL = 0.03
 """seconds within which all threads have to stand still: one that waits for a child of vfork does not"""
-_MOST_STACK = 1 << 20
 _RESTORER = bytes.fromhex("48c7c00f0000000f05")
 """mov rax, 15; syscall: what signal handlers return to, by which gdb and libgcc know their frames, too"""
-_SAVED_SP, _SAVED_RIP = 21, 22
-"""8-byte words from the return address of a handler to rsp and rip in its ucontext_t (<sys/ucontext.h>)"""
-_MOST_FRAMES = 16
+_MOST_FRAMES = 1 << 14
 _STEPS = 32
+_THREAD = np.dtype(Halted)
+_FRAME = np.dtype([("thread", "<u8"), ("address", "<u8"), ("rip", "<u8")])
+_MOVES = 2
+"""state of a row that the agent answers: it has to move on by itself"""
 
 
 @dataclass
-class Place:
-    """An address at which a thread goes on: its rip, or what the signal frame at `frame` returns to."""
+class Places:
+    """Where everything goes on. rows: (rip, thread pointer, whether it restarts a system call, the agent's answer), of
+    the threads, of the borrowed one, and of signal frames; `before` without the agent's answer. frames: addresses of
+    the latter's rip.
+    """
 
-    thread: Thread | None
-    registers: Registers
-    rip: int
-    frame: int = 0
+    before: NDArray[np.uint64]
+    rows: NDArray[np.uint64]
+    frames: NDArray[np.uint64]
 
     @property
-    def restarts(self) -> bool:
-        """Whether it goes on at the system call instruction before `rip`."""
-        return not self.frame and bool(self.registers.restarts)
+    def threads(self) -> NDArray[np.uint64]:
+        """The rows of threads, the borrowed one last."""
+        return self.rows[: len(self.rows) - len(self.frames)]
 
 
 class Halt:
-    """The standstill: `others` without the borrowed thread."""
+    """The standstill: `threads` without the borrowed one."""
 
     def __init__(self, loan: Borrowed, restorers: Sequence[int]) -> None:
         self.loan = loan
-        self.others: list[Thread] = []
+        self.threads = np.zeros(0, _THREAD)
         self.began = 0.0
         """when the first thread was asked to stop, of time.monotonic()"""
         self.seconds = 0.0
         """from then until all went on"""
         self._restorers = np.array(restorers, np.uint64)
+        maps = loan.process.maps
+        self._mappings = np.array([(mapping.start, mapping.end) for mapping in maps], np.uint64).reshape(-1, 2)
 
-    def places(self) -> list[Place]:
-        """Where all threads go on."""
-        found = []
-        threads = [(thread, thread.registers()) for thread in self.others if not thread.gone]
-        for thread, registers in [*threads, (None, self.loan.registers)]:
-            found.append(Place(thread, registers, registers.rip))
-            found += self._frames(thread, registers)
-        return found
+    def stop(self) -> bool:
+        """Stop all threads but the borrowed one; those begun meanwhile are found by looking again. False when one does
+        not stand still in time.
+        """
+        fresh = self._seize()  # which stops none
+        self.began = time.monotonic()
+        while len(fresh):
+            left = self.began + _STILL - time.monotonic()
+            running = halting().cs_halt_stop(fresh.ctypes.data, len(fresh), int(left * 1e9))
+            self.threads = np.concatenate([self.threads, fresh])
+            if running:
+                return False
+            fresh = self._seize()
+        return True
 
-    def _frames(self, thread: Thread | None, registers: Registers) -> Iterator[Place]:
-        """The signal frames on a thread's stack, the innermost first."""
-        process, sp = self.loan.process, registers.rsp
-        for _ in range(_MOST_FRAMES):
-            words = stack_words(process, sp, _MOST_STACK)
-            hits = np.flatnonzero(np.isin(words, self._restorers))
-            if not len(hits) or hits[0] + _SAVED_RIP >= len(words):
-                return
-            at = int(hits[0])
-            frame = (sp & ~7) + 8 * (at + _SAVED_RIP)
-            yield Place(thread, registers, int(words[at + _SAVED_RIP]), frame)
-            outer = int(words[at + _SAVED_SP])
-            sp = outer if not sp <= outer <= frame else frame
+    def _seize(self) -> NDArray[np.void]:
+        """Seize the threads that are not known yet."""
+        known = {self.loan.thread.tid, *self.threads["tid"].tolist()}
+        tids = [int(name) for name in os.listdir(PROC / str(self.loan.process.pid) / "task")]  # noqa: PTH208  # in haste
+        fresh = np.zeros(len(tids), _THREAD)
+        fresh["tid"] = tids
+        fresh = fresh[[tid not in known for tid in tids]]
+        halting().cs_halt_seize(fresh.ctypes.data, len(fresh))
+        return fresh
 
-    def apply(self, places: Sequence[Place]) -> None:
-        """Let threads go on where `places` say."""
-        for place in places:
-            if place.frame:
-                self.loan.process.write(place.frame, place.rip.to_bytes(8, "little"))
-            elif place.rip != place.registers.rip:
-                place.registers.rip = place.rip
-                if place.thread is not None:
-                    with suppress(ProcessLookupError):
-                        place.thread.set_registers(place.registers)
+    def release(self) -> None:
+        """Let all threads go on."""
+        halting().cs_halt_release(self.threads.ctypes.data, len(self.threads))
+        for index in np.flatnonzero(self.threads["state"] == Stop.RUNS).tolist():
+            self._thread(index).release()
+        self.seconds = time.monotonic() - self.began
 
-    def lead(self, function: int) -> list[Place] | None:
-        """Ask the agent's `function` where threads are to go on; None when one of them cannot be led away, not even by
-        steps of its own.
+    def ask(self, function: int) -> tuple[int, Places] | None:
+        """Have the agent's `function` say where everything is to go on: what it returns, and the places.
+
+        None when something cannot be led away, not even by steps of a thread's own.
         """
         for _ in range(_STEPS):
-            places = self.places()
-            states = self._ask(function, places)
-            stuck = [place for place, state in zip(places, states, strict=True) if state == 2]
+            places, owners = self._places()
+            process, address = self.loan.process, self.loan.stack
+            process.write(address, places.rows.tobytes())
+            outcome = self.loan.call(function, address, len(places.rows))
+            places.rows = np.frombuffer(process.read(address, places.rows.nbytes), np.uint64).reshape(-1, 4)
+            stuck = np.flatnonzero(places.rows[:, 3] == _MOVES).tolist()
             if not stuck:
-                return places
-            if not all(place.thread and not place.frame and place.thread.step() for place in stuck):
+                return outcome, places
+            if any(row >= len(owners) for row in stuck) or not all(self._step(owners[row]) for row in stuck):
                 return None
         return None
 
-    def _ask(self, function: int, places: Sequence[Place]) -> list[int]:
-        table = np.zeros((len(places), 4), np.uint64)
-        table[:, 0] = [place.rip for place in places]
-        table[:, 1] = [place.registers.fs_base for place in places]
-        table[:, 2] = [place.restarts for place in places]
-        process, address = self.loan.process, self.loan.stack
-        process.write(address, table.tobytes())
-        self.loan.call(function, address, len(places))
-        answered = np.frombuffer(process.read(address, table.nbytes), np.uint64).reshape(-1, 4)
-        for place, rip in zip(places, answered[:, 0].tolist(), strict=True):
-            place.rip = rip
-        return [int(state) for state in answered[:, 3]]
+    def _places(self) -> tuple[Places, NDArray[np.intp]]:
+        """Where all go on, and which of `threads` the first rows are of."""
+        owners = np.flatnonzero(self.threads["state"] != Stop.GONE)
+        own = np.frombuffer(bytes(Halted(self.loan.thread.tid, Stop.ASKED, 0, 0, self.loan.registers)), _THREAD)
+        every = np.append(self.threads[owners], own)
+        registers = every["registers"]
+        frames = self._frames(every)
+        rows = np.zeros((len(every) + len(frames), 4), np.uint64)
+        rows[: len(every), 0], rows[len(every) :, 0] = registers["rip"], frames["rip"]
+        rows[: len(every), 1] = registers["fs_base"]
+        in_call = registers["orig_rax"].astype(np.int64) >= 0
+        rows[: len(every), 2] = in_call & np.isin(registers["rax"].astype(np.int64), RESTARTS)
+        return Places(rows.copy(), rows, frames["address"]), owners
+
+    def _frames(self, threads: NDArray[np.void]) -> NDArray[np.void]:
+        """The signal frames on their stacks."""
+        found = np.zeros(_MOST_FRAMES, _FRAME)
+        count = halting().cs_halt_frames(
+            threads.ctypes.data, len(threads), self.loan.process.memory, self._mappings.ctypes.data,
+            len(self._mappings), self._restorers.ctypes.data, len(self._restorers), found.ctypes.data, len(found),
+        )  # fmt: skip
+        return found[:count]
+
+    def _thread(self, index: int) -> Thread:
+        """One of `threads`, to be changed there."""
+        return Thread(Halted.from_buffer(self.threads.data, index * _THREAD.itemsize))
+
+    def _step(self, index: int) -> bool:
+        """Have one of `threads` execute an instruction; whether it did."""
+        with suppress(ProcessLookupError):
+            return self._thread(index).step()
+        return False
+
+    def apply(self, places: Places) -> None:
+        """Let everything go on where `places` say."""
+        changed = np.flatnonzero(places.before[:, 0] != places.rows[:, 0])
+        alive = np.flatnonzero(self.threads["state"] != Stop.GONE)
+        for row in changed.tolist():
+            rip = int(places.rows[row, 0])
+            if row >= len(places.threads):
+                frame = int(places.frames[row - len(places.threads)])
+                self.loan.process.write(frame, rip.to_bytes(8, "little"))
+            elif row == len(alive):
+                self.loan.registers.rip = rip
+            else:
+                thread = self._thread(int(alive[row]))
+                thread.record.registers.rip = rip
+                with suppress(ProcessLookupError):
+                    thread.set_registers(thread.record.registers)
 
 
 @contextmanager
 def halted(loan: Borrowed, restorers: Sequence[int]) -> Iterator[Halt | None]:
     """All threads of the process at a standstill for the block; None when one of them does not stand still in time."""
+    loan.process.refresh()
     halt = Halt(loan, restorers)
     try:
-        yield halt if _stop_all(halt) else None
+        yield halt if halt.stop() else None
     finally:
-        for thread in sorted(halt.others, key=lambda thread: not thread.stopped):
-            thread.release()
-        halt.seconds = time.monotonic() - halt.began
-
-
-def _stop_all(halt: Halt) -> bool:
-    """Stop all threads but the borrowed one; those begun meanwhile are found by looking again."""
-    process = halt.loan.process
-    process.refresh()
-    _ = process.maps  # read before, as it takes its time
-    known = {halt.loan.thread.tid}
-    fresh = _seize(process, known)  # which stops none
-    halt.began = time.monotonic()
-    while fresh:
-        halt.others += fresh
-        for thread in fresh:
-            thread.interrupt()
-        for thread in fresh:
-            if thread.wait(max(halt.began + _STILL - time.monotonic(), 0)) is None:
-                return False
-        fresh = _seize(process, known)
-    return True
-
-
-def _seize(process: Process, known: set[int]) -> list[Thread]:
-    """Seize the threads that are not known yet."""
-    seized = []
-    for tid in [tid for tid in process.threads() if tid not in known]:
-        known.add(tid)
-        with suppress(ProcessLookupError, PermissionError):  # it has ended
-            seized.append(Thread(tid))
-    return seized
+        halt.release()
 
 
 def find_restorers(process: Process) -> list[int]:
@@ -169,6 +188,6 @@ def find_restorers(process: Process) -> list[int]:
     return found
 
 
-def is_inside(places: Sequence[Place], ranges: Sequence[tuple[int, int]]) -> bool:
-    """Whether a thread goes on in one of the ranges."""
-    return among(np.array([place.rip for place in places], np.uint64), ranges)
+def is_inside(rows: NDArray[np.uint64], ranges: Sequence[tuple[int, int]]) -> bool:
+    """Whether a row of `Places` goes on in one of the ranges."""
+    return among(rows[:, 0], ranges)

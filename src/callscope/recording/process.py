@@ -46,11 +46,12 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._memory = os.open(PROC / str(pid) / "mem", os.O_RDWR | os.O_CLOEXEC)
+        self.memory = os.open(PROC / str(pid) / "mem", os.O_RDWR | os.O_CLOEXEC)
+        """descriptor of /proc/PID/mem"""
 
     def close(self) -> None:
         """Let go of its memory."""
-        os.close(self._memory)
+        os.close(self.memory)
 
     @cached_property
     def maps(self) -> list[Mapping]:
@@ -67,14 +68,14 @@ class Process:
 
     def read(self, address: int, size: int) -> bytes:
         """Exactly `size` bytes of its memory. Raises OSError."""
-        data = os.pread(self._memory, size, address)
+        data = os.pread(self.memory, size, address)
         if len(data) != size:
             raise OSError(f"only {len(data)} of {size} bytes at {address:#x}")
         return data
 
     def write(self, address: int, data: bytes) -> None:
         """Change its memory, whatever its protection."""
-        os.pwrite(self._memory, data, address)
+        os.pwrite(self.memory, data, address)
 
     def mapping(self, address: int) -> Mapping | None:
         """What holds an address."""

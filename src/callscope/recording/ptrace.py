@@ -9,33 +9,22 @@ import ctypes
 import errno
 import os
 import signal
-import time
 from contextlib import suppress
-from enum import IntEnum, auto
+from enum import IntEnum
 from functools import cache
 
-from callscope.recording.process import status_field
+from callscope.native import kernel
 
 _CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _SETSIGMASK, _GETSIGMASK = 0x4204, 0x4205, 0x4206, 0x4207, 0x420B, 0x420A
 _VECTOR_STATE = 0x202
 """NT_X86_XSTATE: all that XSAVE stores, x87 and vector registers"""
 _WALL = 0x40000000
-_EVENT_STOP = 128
 _VECTOR_BYTES = 1 << 14
-_POLL, _SPINS = 0.0002, 20
-"""seconds between looks at a thread that runs, after so many without a pause"""
 _RELEASE = 60.0
 """seconds that a thread may take to be released"""
-_RESTARTS = {-512, -513, -514, -516}
+RESTARTS = (-512, -513, -514, -516)
 """ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND, ERESTART_RESTARTBLOCK (include/linux/errno.h)"""
-
-_INTERRUPTED = {0, 1, 19, 20, 43, 44, 45, 46, 47, 65, 69, 70, 128, 208, 220, 232, 281, 288, 299, 307, 333, 441}
-"""System calls that may give EINTR when a thread is stopped, and can begin again: read, write, readv, writev, accept
-and their like on sockets with time limits; semop, msgsnd, msgrcv, rt_sigtimedwait, io_getevents, semtimedop, epoll_wait
-and their later forms"""
-_SYSCALL_BYTES = 2
-_NO_CALL = (1 << 64) - 1
 
 
 class Registers(ctypes.Structure):
@@ -54,7 +43,7 @@ class Registers(ctypes.Structure):
     @property
     def restarts(self) -> bool:
         """Whether the system call begins again, at the instruction before rip, as soon as the thread goes on."""
-        return self.system_call is not None and ctypes.c_int64(self.rax).value in _RESTARTS
+        return self.system_call is not None and ctypes.c_int64(self.rax).value in RESTARTS
 
 
 class _Vector(ctypes.Structure):
@@ -64,11 +53,37 @@ class _Vector(ctypes.Structure):
 
 
 class Stop(IntEnum):
-    """Why a thread stands still."""
+    """How a thread is, or why it stands still: enum state of native/kernel/halt.c."""
 
-    ASKED = auto()
-    SIGNAL = auto()
-    GONE = auto()
+    RUNS, ASKED, SIGNAL, GONE = range(4)
+
+
+class Halted(ctypes.Structure):
+    """struct cs_halted of native/kernel/halt.c: a thread, the signal it has been given, and its registers since it
+    stopped.
+    """
+
+    _fields_ = [
+        ("tid", ctypes.c_int32),
+        ("state", ctypes.c_int32),
+        ("signal", ctypes.c_int32),
+        ("unused", ctypes.c_int32),
+        ("registers", Registers),
+    ]
+
+
+@cache
+def halting() -> ctypes.CDLL:
+    """The functions of native/kernel/halt.c."""
+    library = kernel()
+    pointer, count = ctypes.c_void_p, ctypes.c_uint64
+    for function in (library.cs_halt_stop, library.cs_halt_wait):
+        function.argtypes, function.restype = [pointer, count, ctypes.c_int64], count
+    for function in (library.cs_halt_seize, library.cs_halt_release):
+        function.argtypes, function.restype = [pointer, count], None
+    library.cs_halt_frames.argtypes = [pointer, count, ctypes.c_int, pointer, count, pointer, count, pointer, count]
+    library.cs_halt_frames.restype = count
+    return library
 
 
 @cache
@@ -86,77 +101,48 @@ def _ptrace(request: int, tid: int, address: int = 0, data: object = None) -> No
 
 
 class Thread:
-    """A seized thread. It goes on as if nothing had been when `release` is called, or when this process ends."""
+    """A seized thread. It goes on as if nothing had been when `release` is called, or when this process ends.
 
-    def __init__(self, tid: int) -> None:
+    It may have been given a signal (`record.signal`), and will have it when it goes on.
+    """
+
+    def __init__(self, record: Halted) -> None:
+        """One that is seized already."""
+        self.record = record
+
+    @staticmethod
+    def seize(tid: int) -> Thread:
         """Seize it; it runs on. Raises PermissionError, or ProcessLookupError when it has ended."""
-        self.tid = tid
-        self.signal = 0
-        """A signal that it has been given, and will have when it goes on."""
-        self.stopped = False
-        self.gone = False
         _ptrace(_SEIZE, tid)
+        return Thread(Halted(tid, Stop.RUNS))
+
+    @property
+    def tid(self) -> int:
+        """Its number."""
+        return int(self.record.tid)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it stands still."""
+        return self.record.state in (Stop.ASKED, Stop.SIGNAL)
 
     def interrupt(self) -> None:
         """Have it stop soon, also within a system call."""
         self._try(_INTERRUPT)
 
-    def wait(self, seconds: float) -> Stop | None:
-        """Wait until it stops; None when it does not."""
-        deadline = time.monotonic() + seconds
-        looks = 0
-        while True:
-            try:
-                pid, status = os.waitpid(self.tid, _WALL | os.WNOHANG)
-            except ChildProcessError:
-                self.gone = True
-                return Stop.GONE
-            if pid:
-                return self._read(status)
-            if time.monotonic() >= deadline:
-                return None
-            looks += 1
-            if looks > _SPINS:
-                time.sleep(_POLL)
-
-    def _read(self, status: int) -> Stop:
-        if not os.WIFSTOPPED(status):
-            self.gone = True
-            return Stop.GONE
-        self.stopped = True
-        if status >> 16 == _EVENT_STOP:
-            self.signal = 0
-            with suppress(ProcessLookupError):
-                self._begin_wait_again()
-            return Stop.ASKED
-        self.signal = os.WSTOPSIG(status)
-        return Stop.SIGNAL
-
-    def _begin_wait_again(self) -> None:
-        """Lead the thread back to a wait that its stop cut short.
-
-        Most waits begin again of themselves; those that give EINTR instead (signal(7)) do here, unless a signal is on
-        its way, too.
-        """
-        registers = self.registers()
-        cut_short = ctypes.c_int64(registers.rax).value == -errno.EINTR
-        if registers.system_call not in _INTERRUPTED or not cut_short:
-            return
-        pending, shared, held = (
-            int(status_field(self.tid, name) or "0", 16) for name in ("SigPnd", "ShdPnd", "SigBlk")
-        )
-        if not (pending | shared) & ~held:
-            registers.rax, registers.orig_rax = registers.orig_rax, _NO_CALL
-            registers.rip -= _SYSCALL_BYTES
-            self.set_registers(registers)
+    def wait(self, seconds: float) -> Stop:
+        """Wait until it stops; RUNS when it does not."""
+        halting().cs_halt_wait(ctypes.addressof(self.record), 1, int(seconds * 1e9))
+        return Stop(self.record.state)
 
     def stop(self, seconds: float = 1.0) -> bool:
         """Interrupt it and wait; whether it stands still."""
         self.interrupt()
-        return self.wait(seconds) not in (None, Stop.GONE)
+        self.wait(seconds)
+        return self.stopped
 
     def registers(self) -> Registers:
-        """Of the stopped thread. Raises ProcessLookupError when it was killed."""
+        """Of the stopped thread; a copy. Raises ProcessLookupError when it was killed."""
         registers = Registers()
         _ptrace(_GETREGS, self.tid, 0, ctypes.addressof(registers))
         return registers
@@ -192,9 +178,9 @@ class Thread:
     def step(self) -> bool:
         """Execute one instruction; whether it did."""
         self._go(_SINGLESTEP)
-        done = self.wait(1.0) == Stop.SIGNAL and self.signal == signal.SIGTRAP
+        done = self.wait(1.0) == Stop.SIGNAL and self.record.signal == signal.SIGTRAP
         if done:
-            self.signal = 0
+            self.record.signal = 0
         return done
 
     def run(self) -> None:
@@ -203,18 +189,19 @@ class Thread:
 
     def release(self) -> None:
         """Let it go on for good. One that does not stop yet, as it waits for a child of vfork, is waited for."""
-        if not self.stopped and not self.gone:
+        if self.record.state == Stop.RUNS:
             self.stop(_RELEASE)
         self._go(_DETACH)
-        self.gone = True
+        self.record.state = Stop.GONE
 
     def _go(self, request: int) -> None:
-        self.stopped = False
-        number, self.signal = self.signal, 0
+        number, self.record.signal = self.record.signal, 0
+        if self.stopped:
+            self.record.state = Stop.RUNS
         self._try(request, number)
 
     def _try(self, request: int, data: int = 0) -> None:
-        if self.gone:
+        if self.record.state == Stop.GONE:
             return
         try:
             _ptrace(request, self.tid, 0, data)
