@@ -231,19 +231,18 @@ def test_perfetto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = {track[1]: dict(fields(track[4])) for track in described if 4 in track}  # type: ignore[arg-type]
     assert [process[1] for process in processes] == [1000]
     assert sorted(thread[2] for thread in threads.values()) == [1000, 1001]  # type: ignore[type-var]
-    names: dict[tuple[object, object], str] = {}
+    interned = [dict(fields(entry)) for n, entry in fields(packets[0][12]) if n == 2]  # type: ignore[arg-type]
+    names = {entry[1]: entry[2].decode().rpartition("!")[2] for entry in interned}  # type: ignore[attr-defined]
     stacks: dict[object, list[str]] = {}
     opened = []
     for packet in packets:
-        if 12 in packet:
-            (entry,) = [dict(fields(value)) for number, value in fields(packet[12]) if number == 2]  # type: ignore[arg-type]
-            names[packet[10], entry[1]] = entry[2].decode().rpartition("!")[2]  # type: ignore[attr-defined]
+        assert packet[10] == 1
         if 11 in packet:
             event = dict(fields(packet[11]))  # type: ignore[arg-type]
             assert event[11] in threads
             stack = stacks.setdefault(event[11], [])
             if event[9] == 1:
-                stack.append(names[packet[10], event[10]])
+                stack.append(names[event[10]])
                 opened.append(stack[-1])
             else:
                 stack.pop()

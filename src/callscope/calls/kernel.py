@@ -16,7 +16,7 @@ from callscope.native import kernel
 from callscope.trace.events import EventsReader
 
 BLOCK_CALLS = 65536
-ROWS = 1 << 20
+ROWS = 1 << 17
 """rows of one batch, and of one row group"""
 NO_NODE = 0xFFFFFFFF
 CALLS_RECORDED, CALLS_ONCE = 1, 2

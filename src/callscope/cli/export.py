@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from callscope.cli.options import open_trace_database, selection_options, trace_argument
-from callscope.cli.output import Output
+from callscope.cli.output import Output, new_directory
 from callscope.cli.stacks import no_stacks
 from callscope.errors import UsageError
 from callscope.exporters.registry import FORMATS
@@ -27,7 +27,8 @@ LISTED = "\n".join(f"  {entry.name:<12}{entry.summary}" for entry in FORMATS.val
 @click.option("--to", "target", type=click.Choice(tuple(FORMATS)), required=True, help="The format: see below.")
 @click.option(
     "-o", "--output", "file", type=click.Path(path_type=Path), metavar="FILE", required=True,
-    help="Write to a new file, readable only by you; - is standard output.",
+    help="Write to a new file (uftrace: directory), readable only by you, compressed if its name ends in .gz; "
+    "- is standard output.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option(
@@ -40,11 +41,15 @@ def export(trace: Path, target: str, file: Path, force: bool, stacks: bool, **se
     TRACE is a directory that `callscope record` wrote, the newest *.trace here when left out.
     """
     if stacks:
-        _export_stacks(
-            trace, target, Output(file=None if str(file) == "-" else file, force=force), Selection(**selection)
-        )
+        _export_stacks(trace, target, Output() if str(file) == "-" else _new(file, force), Selection(**selection))
         return
     chosen = FORMATS[target]
+    if chosen.is_directory:
+        if str(file) == "-":
+            raise UsageError(f"{target} is a directory: give its name with -o")
+        with open_trace_database(trace) as database, new_directory(file, force) as directory:
+            chosen.write(database, Selection(**selection), directory)
+        return
     if str(file) == "-":
         if chosen.is_binary and Output().terminal:
             raise UsageError(f"{target} is not for terminals: give a file with -o")
@@ -52,16 +57,21 @@ def export(trace: Path, target: str, file: Path, force: bool, stacks: bool, **se
             raise UsageError(f"{target} is several files: give the name of the first with -o")
         outputs = {"": Output()}
     else:
-        outputs = {"": Output(file=file, force=force)}
+        outputs = {"": _new(file, force)}
     with open_trace_database(trace) as database:
         companions = chosen.companions(database)
-        outputs |= {end: Output(file=file.with_name(file.stem + end), force=force) for end in companions}
+        plain = file.with_suffix("") if file.suffix == ".gz" else file
+        outputs |= {end: Output(file=plain.with_name(plain.stem + end), force=force) for end in companions}
         if chosen.is_binary:
             outputs[""].write_bytes(chosen.chunks(database, Selection(**selection)))
         else:
             outputs[""].write_lines(chosen.lines(database, Selection(**selection)))
         for end, lines in companions.items():
             outputs[end].write_lines(lines)
+
+
+def _new(file: Path, force: bool) -> Output:
+    return Output(file=file, force=force, compressed=file.suffix == ".gz")
 
 
 def _export_stacks(trace: Path, target: str, output: Output, selection: Selection) -> None:

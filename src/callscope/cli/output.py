@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
+import io
 import json
 import os
 import shutil
@@ -28,6 +30,8 @@ from callscope.reports.text import Style
 
 __all__ = ["Output", "output_options", "progress_bar"]
 
+_GZIP_LEVEL = 6
+_MADE_HERE = ".callscope"
 _PAGER = "less"
 _LESS = "FRX"
 """Options for less when the user has set none: quit if it fits, pass colours on, leave the text on the screen."""
@@ -36,14 +40,17 @@ _LESS = "FRX"
 class Output:
     """The answer's destination, and the format asked for."""
 
-    def __init__(self, format: str = "text", file: Path | None = None, force: bool = False) -> None:
-        """Standard output, or a new file. `force`: an existing file may be replaced.
+    def __init__(
+        self, format: str = "text", file: Path | None = None, force: bool = False, compressed: bool = False
+    ) -> None:
+        """Standard output, or a new file. `force`: an existing file may be replaced. `compressed`: the file by gzip.
 
         Raises UsageError when the file exists, unless forced.
         """
         self.format = format
         self._file = file
         self._force = force
+        self._compressed = compressed
         if file is not None and not force and os.path.lexists(file):
             raise UsageError(f"{file} exists: choose another name, or replace it with --force")
 
@@ -99,7 +106,7 @@ class Output:
         """The function that writes text, or bytes. A reader who has gone away ends the work quietly: exit status 0."""
         try:
             if self._file is not None:
-                with _new_file(self._file, self._force, binary) as file:
+                with _new_file(self._file, self._force, binary, self._compressed) as file:
                     yield file.write
             elif binary:
                 yield sys.stdout.buffer.write
@@ -159,22 +166,63 @@ def escape_json(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path, force: bool, binary: bool) -> Iterator[IO[Any]]:
+def _new_file(path: Path, force: bool, binary: bool, compressed: bool) -> Iterator[IO[Any]]:
     """A file with mode 0600 that appears under its name when it is complete; a device or a pipe is written as it is."""
-    how: dict[str, Any] = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "errors": "backslashreplace"}
     if force and path.exists() and not path.is_file():
-        with path.open(**how) as file:
+        with path.open("wb") as raw, _encoded(raw, binary, compressed) as file:
             yield file
         return
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
     partial = Path(name)
     try:
-        with os.fdopen(descriptor, **how) as file:
+        with os.fdopen(descriptor, "wb") as raw, _encoded(raw, binary, compressed) as file:
             yield file
         if force or not _linked(partial, path):
             partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path, force: bool) -> Iterator[Path]:
+    """A directory with mode 0700 to be filled, which appears under its name when it is complete.
+
+    `force`: it may replace one that was made so. Raises UsageError when there is something of that name.
+    """
+    replaced = force and (path / _MADE_HERE).is_file()
+    if os.path.lexists(path) and not replaced:
+        advice = "choose another name" + ("" if force else ", or replace what was exported with --force")
+        raise UsageError(f"{path} exists{' and was not exported' if force else ''}: {advice}")
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.parent))
+    except OSError as error:
+        raise CallscopeError(f"cannot write to {path}: {error.strerror or error}; write elsewhere") from None
+    try:
+        yield partial
+        (partial / _MADE_HERE).touch(0o600)
+        if replaced:
+            shutil.rmtree(path)
+        partial.rename(path)
+    except OSError as error:
+        raise CallscopeError(f"cannot write to {path}: {error.strerror or error}; write elsewhere") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _encoded(raw: IO[bytes], binary: bool, compressed: bool) -> Iterator[IO[Any]]:
+    """What writes bytes, or text in UTF-8, to a binary file, through gzip where it is to be compressed."""
+    with contextlib.ExitStack() as stack:
+        file: Any = stack.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, raw)) if compressed else raw
+        if binary:
+            yield file
+            return
+        text = io.TextIOWrapper(file, "utf-8", "backslashreplace")
+        try:
+            yield text
+        finally:
+            text.flush()
+            text.detach()
 
 
 def _linked(partial: Path, path: Path) -> bool:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby, islice
 from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from callscope.exporters.steps import COLUMNS, Steps
 from callscope.reports.database import CAPTURED_JOINS, CAPTURED_TEXTS, ENDINGS, Database
 from callscope.reports.selection import Selection, check_calls, condition, label
 
@@ -21,6 +26,7 @@ class Call(NamedTuple):
     start_ns: int
     duration_ns: int
     descendants: int
+    node: int
     ended_by: int
     arguments: str | None = None
     result: str | None = None
@@ -35,6 +41,7 @@ class Step(NamedTuple):
 
 
 TAIL_CALL: Final = ENDINGS.index("tail_call")
+_BATCH = 4096
 _COLUMNS: Final = ", ".join(f"c.{name}" for name in Call._fields[:-2])
 
 
@@ -59,40 +66,21 @@ def steps(database: Database, selection: Selection) -> Iterator[Step]:
     A function that ended in a tail jump is left before the function it jumped to is entered. Memory grows with the
     depth of calls only. Of `selection` thread and process are regarded. Raises TraceError.
     """
-    has_clock = database.has_clock
-    number = last = 0
-    thread = -1
     open_calls: list[Call] = []
 
-    def time(wanted: int) -> int:
-        nonlocal last, number
-        last = max(last, wanted) if has_clock else number
-        number += 1
-        return last
+    def paired(made: Iterator[NDArray[np.void]], entered: Iterator[Call]) -> Iterator[Step]:
+        for array in made:
+            for is_entry, time in zip(array["is_entry"].tolist(), array["time"].tolist(), strict=True):
+                if is_entry:
+                    open_calls.append(next(entered))
+                yield Step(bool(is_entry), time, open_calls[-1] if is_entry else open_calls.pop())
 
-    def leave(until: int) -> Iterator[Step]:
-        while open_calls and open_calls[-1].call_id + open_calls[-1].descendants < until:
-            call = open_calls.pop()
-            yield Step(False, time(call.start_ns + call.duration_ns), call)
-
-    for call in calls(database, selection):
-        if call.thread != thread:
-            yield from leave(1 << 62)
-            thread, last, number = call.thread, 0, 0
-        yield from leave(call.call_id)
-        if open_calls and _jumped(open_calls[-1], call, has_clock):
-            jumper = open_calls.pop()
-            yield Step(False, time(jumper.start_ns + jumper.duration_ns), jumper)
-        yield Step(True, time(call.start_ns), call)
-        open_calls.append(call)
-    yield from leave(1 << 62)
-
-
-def _jumped(caller: Call, callee: Call, has_clock: bool) -> bool:
-    """Whether the caller ended in a tail jump to this callee: its last one, which began when it ended."""
-    is_last = callee.call_id + callee.descendants == caller.call_id + caller.descendants
-    in_order = not has_clock or callee.start_ns >= caller.start_ns + caller.duration_ns
-    return caller.ended_by == TAIL_CALL and is_last and in_order
+    with Steps(database.has_clock) as kernel:
+        for _, of_thread in groupby(calls(database, selection), key=lambda call: call.thread):
+            while found := list(islice(of_thread, _BATCH)):
+                columns = {name: [getattr(call, name) for call in found] for name in COLUMNS}
+                yield from paired(kernel.feed(columns), iter(found))
+            yield from paired(kernel.finish(), iter(()))
 
 
 def names(database: Database) -> dict[int, str]:

@@ -200,6 +200,12 @@ class Database:
                 first += length
                 length = min(length * 4, LONGEST_RANGE if rows > length // 16 else LONGEST_RANGE * 4)
 
+    def call_ranges(self, length: int) -> Iterator[tuple[int, int]]:
+        """All calls in order: ranges (first, end) of at most `length`."""
+        last = max((last for _, last, _ in self._files), default=-1)
+        for first in range(0, last + 1, length):
+            yield first, min(first + length, last + 1)
+
     def calls_query(self, source: str = "call_rows") -> str:
         """The rows of `source` as the view `calls` shows them: its definition."""
         times = ("start_ns", "duration_ns", "self_ns")
