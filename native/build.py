@@ -72,7 +72,17 @@ BINARIES = (
     Binary(
         "libcallscope-python.so",
         ("python/calls/*.c",),
-        ("-shared", "-fPIC", "-g", "-O2", "-D_GNU_SOURCE", "-fno-sanitize=all", "-fvisibility=hidden", "-ldl"),
+        (
+            "-shared",
+            "-fPIC",
+            "-g",
+            "-O2",
+            "-D_GNU_SOURCE",
+            "-fno-sanitize=all",
+            "-fvisibility=hidden",
+            "-fomit-frame-pointer",
+            "-ldl",
+        ),
     ),
     Binary(
         "callscope-agent.dll",

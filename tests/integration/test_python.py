@@ -182,6 +182,23 @@ def test_status_passes_through(version: str, code: str, status: int, run: Run) -
     assert rows(trace, "SELECT count(*) FROM calls WHERE function = 'f'") == [(1,)]
 
 
+@BOTH_WAYS
+@pytest.mark.parametrize("options", [{"clock": "none"}, {"keep_last": 4 << 20}])
+def test_other_ways_to_keep_events(version: str, options: dict[str, object], run: Run, tmp_path: Path) -> None:
+    program = tmp_path / "many.py"
+    program.write_text("def f(): abs(1)\ndef g():\n    for _ in range(100_000): f()\ng()\n")
+    trace = traced(run(version, program, **options))
+    query = "SELECT count(*), coalesce(bool_or(c.duration_ns <> 0), false) FROM calls c " \
+            "JOIN calls p ON c.parent_id = p.call_id " \
+            "WHERE c.function = 'abs' AND p.function = 'f' AND c.ended_by = 'return'"  # fmt: skip
+    ((found, is_timed),) = rows(trace, query)
+    assert isinstance(found, int)
+    if "clock" in options:
+        assert (found, is_timed) == (100_000, False)
+    else:
+        assert 20_000 < found < 80_000 and is_timed, "4 MiB of 100,000 x 64 bytes"
+
+
 CHILDREN = """
 import multiprocessing, os, subprocess, sys
 def inside(n): return n + 1

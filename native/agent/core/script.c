@@ -36,10 +36,21 @@ uint32_t callscope_script_function(const struct callscope_script *script) {
 static inline void put(uint32_t type) {
     uint64_t sp = (uint64_t)__builtin_frame_address(0);
     uint32_t time, *slot = cs_reserve(sp, EVENT_BYTES, &time);
-    __atomic_store_n(&slot[1], EVENT_BYTES / 8 << 3 | CS_EVENT_EXTENDED, __ATOMIC_RELEASE);
+    __atomic_store_n(&slot[1], CALLSCOPE_SCRIPT_WORD, __ATOMIC_RELEASE);
     slot[2] = time;
     slot[3] = (uint32_t)sp & ~7u;
     slot[0] = type;
+}
+
+_Static_assert(offsetof(struct cs_thread, block) == 0, "a thread's data begin with the address of its room");
+_Static_assert(offsetof(struct cs_block, cursor) == offsetof(struct callscope_room, cursor) &&
+                   offsetof(struct cs_block, end) == offsetof(struct callscope_room, end) &&
+                   offsetof(struct cs_block, epoch) == offsetof(struct callscope_room, epoch),
+               "a room is the head of a block");
+_Static_assert(CALLSCOPE_SCRIPT_WORD == (EVENT_BYTES / 8 << 3 | CS_EVENT_EXTENDED), "what events of scripts say");
+
+int64_t callscope_script_room(void) {
+    return cs_session.features & CS_FEATURE_NO_CLOCK ? 0 : cs_system_thread_place();
 }
 
 void callscope_script_enter(uint32_t function) {

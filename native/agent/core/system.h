@@ -25,6 +25,9 @@ bool cs_system_thread_gone(uint32_t pid, uint32_t tid);
 /* The name of the calling thread. */
 void cs_system_thread_name(char name[CS_THREAD_NAME_BYTES]);
 
+/* How far from a thread's thread pointer its struct cs_thread lies; 0 where that is no constant. */
+int64_t cs_system_thread_place(void);
+
 /* Give way to another thread while waiting for a short lock. */
 void cs_system_yield(void);
 

@@ -177,11 +177,10 @@ CS_ATTACH uint64_t callscope_detach_places(struct stopped *threads, uint64_t cou
 
 /* The thread has no block any more: the next session gives it one. */
 static void take_block(uint64_t thread_pointer) {
-    uint64_t own, self;
-    __asm__("mov %%fs:0, %0" : "=r"(own)); /* System V ABI, 3.4.2: it points to itself */
+    uint64_t self;
     if (cs_system_peek(&self, thread_pointer, sizeof self) != sizeof self || self != thread_pointer)
         return;
-    struct cs_thread *thread = (struct cs_thread *)(thread_pointer + ((uint64_t)cs_self() - own));
+    struct cs_thread *thread = (struct cs_thread *)(thread_pointer + (uint64_t)cs_system_thread_place());
     memset(thread, 0, sizeof *thread);
     thread->block = &cs_no_block;
 }

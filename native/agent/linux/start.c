@@ -152,9 +152,7 @@ extern uint8_t cs_routines_text[] HIDDEN, cs_routines_text_end[] HIDDEN;
 /* Write where the thread's data lies, from the thread pointer, into the routines. */
 static bool bind_routines(void) {
     static bool bound; /* threads may be in the routines that an earlier session left */
-    uint64_t thread_pointer;
-    __asm__("mov %%fs:0, %0" : "=r"(thread_pointer)); /* System V ABI, 3.4.2: it points to itself */
-    int32_t offset = (int32_t)((uint64_t)cs_self() - thread_pointer);
+    int32_t offset = (int32_t)cs_system_thread_place();
     if (bound)
         return true;
     long first = (long)cs_routines_text, bytes = (long)cs_routines_text_end - first;

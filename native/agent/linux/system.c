@@ -21,6 +21,12 @@ struct cs_thread *cs_self(void) {
     return &own;
 }
 
+int64_t cs_system_thread_place(void) {
+    uint64_t thread_pointer;
+    __asm__("mov %%fs:0, %0" : "=r"(thread_pointer)); /* System V ABI, 3.4.2: it points to itself */
+    return (int64_t)((uint64_t)&own - thread_pointer);
+}
+
 uint64_t cs_system_block_signals(void) {
     uint64_t all = ~0ull, saved = 0;
     cs_call4(SYS_rt_sigprocmask, 0 /* SIG_BLOCK */, (long)&all, (long)&saved, sizeof saved);

@@ -56,6 +56,10 @@ struct cs_thread *cs_self(void) {
     return self;
 }
 
+int64_t cs_system_thread_place(void) {
+    return 0;
+}
+
 /* Nothing interrupts a thread and runs traced code on it. */
 uint64_t cs_system_block_signals(void) {
     return 0;

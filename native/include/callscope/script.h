@@ -25,6 +25,19 @@ CALLSCOPE_SCRIPT uint32_t callscope_script_function(const struct callscope_scrip
 CALLSCOPE_SCRIPT void callscope_script_enter(uint32_t function);
 CALLSCOPE_SCRIPT void callscope_script_leave(uint32_t function, bool by_exception);
 
+/* Where a thread's next event goes. A recorder that is called very often writes the 16 bytes of an event itself: it
+ * adds 16 to `cursor`, in one instruction, and has a slot if what it was lies below `end`. It tells the agent instead
+ * where that is not so, or the high half of the clock is not `epoch`; a slot left as it is says nothing. */
+struct callscope_room {
+    uint64_t cursor, end;
+    uint32_t epoch;
+};
+enum { CALLSCOPE_SCRIPT_WORD = 2 << 3 | 5 }; /* second word of such an event: 2 x 8 bytes, EXTENDED */
+
+/* How far from a thread's thread pointer the address of its room lies. 0: there is no clock to be read, or no such
+ * place; the agent is to be told. */
+CALLSCOPE_SCRIPT int64_t callscope_script_room(void);
+
 /* The calling thread leaves one of the interpreter's own stacks for another: greenlets, which share addresses. */
 CALLSCOPE_SCRIPT void callscope_script_switch(uint32_t origin, uint32_t target);
 

@@ -4,9 +4,7 @@
 #include <string.h>
 
 #include "callscope/records.h"
-#include "interpreter.h"
-
-enum { BUILTIN_METHOD = 2, DESCRIPTOR_METHOD = 5 }; /* words from an object's start to its PyMethodDef */
+#include "record.h"
 
 /* Open addressing by a method's address; entries are never removed. Used with the interpreter's lock held. */
 struct native {
@@ -15,7 +13,7 @@ struct native {
     bool may_switch; /* to another greenlet */
 };
 
-struct known_code cs_python_known[KNOWN_CODES];
+struct known cs_python_codes[KNOWN], cs_python_natives[KNOWN];
 
 static uint32_t session; /* how many there were before this one */
 static char *own;        /* files that are not recorded begin so */
@@ -87,33 +85,33 @@ uint32_t cs_python_ask_code(object *code) {
     void *extra = NULL;
     if (cs_python.get_extra(code, cs_python.extra_index, &extra) != 0)
         cs_python.PyErr_Clear();
-    struct known_code *known = extra;
+    struct known *known = extra;
     if (known && known->session != session) {
-        *known = (struct known_code){code, quietly(tell_code, code), session};
+        *known = (struct known){code, quietly(tell_code, code), session};
     } else if (!known) {
         if (!(known = malloc(sizeof *known)))
             return 0;
-        *known = (struct known_code){code, quietly(tell_code, code), session};
+        *known = (struct known){code, quietly(tell_code, code), session};
         if (cs_python.set_extra(code, cs_python.extra_index, known) != 0) {
             cs_python.PyErr_Clear();
             free(known);
             return 0; /* nobody would say when it is freed */
         }
     }
-    *cs_python_place(code) = *known;
+    cs_python_codes[cs_python_place(code)] = *known;
     return known->function;
 }
 
 void cs_python_forget_code(void *extra) {
-    struct known_code *known = extra, *place = cs_python_place(known->code);
-    if (place->code == known->code)
-        place->code = NULL;
+    struct known *known = extra, *place = &cs_python_codes[cs_python_place(known->what)];
+    if (place->what == known->what)
+        place->what = NULL;
     free(known);
 }
 
 static const struct method *method_of(const object *callable) {
-    bool is_bound = callable->type == cs_python.builtin_type || callable->type == cs_python.builtin_method_type;
-    return ((const struct method *const *)callable)[is_bound ? BUILTIN_METHOD : DESCRIPTOR_METHOD];
+    int word = cs_python_is_builtin(callable) ? BUILTIN_METHOD : DESCRIPTOR_METHOD;
+    return ((const struct method *const *)callable)[word];
 }
 
 /* The descriptor of `method` in the class of `of`, or in one that it inherits from; or NULL. */
@@ -183,7 +181,7 @@ static bool grow(void) {
     return true;
 }
 
-uint32_t cs_python_of_native(object *callable) {
+uint32_t cs_python_ask_native(object *callable) {
     const struct method *method = method_of(callable);
     if (!method || (native_count * 2 >= native_mask && !grow()))
         return 0;
@@ -197,14 +195,24 @@ uint32_t cs_python_of_native(object *callable) {
     }
     if (slot->may_switch)
         cs_python_watch_switches();
+    else if (method->code != cs_python.start_thread) /* these two are to be asked about at each call */
+        cs_python_natives[cs_python_place(method)] = (struct known){method, slot->function, session};
     return slot->function;
+}
+
+void cs_python_tell(uint32_t function, uint32_t type) {
+    if (function && type)
+        cs_agent.leave(function, type == CS_SCRIPT_UNWOUND);
+    else if (function)
+        cs_agent.enter(function);
 }
 
 void cs_python_forget_all(const char *own_files) {
     free(own);
     own = strdup(own_files);
     session++;
-    memset(cs_python_known, 0, sizeof cs_python_known);
+    memset(cs_python_codes, 0, sizeof cs_python_codes);
+    memset(cs_python_natives, 0, sizeof cs_python_natives);
     free(natives);
     natives = NULL;
     native_count = native_mask = 0;

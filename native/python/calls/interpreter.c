@@ -19,8 +19,9 @@ static bool find_agent(void) {
     cs_agent.leave = find("callscope_script_leave", NULL);
     cs_agent.mute = find("callscope_script_mute", NULL);
     cs_agent.switch_stack = find("callscope_script_switch", NULL);
-    return cs_agent.switch_stack && cs_agent.wanted && cs_agent.function && cs_agent.enter && cs_agent.leave &&
-           cs_agent.mute;
+    cs_agent.room = find("callscope_script_room", NULL);
+    return cs_agent.room && cs_agent.switch_stack && cs_agent.wanted && cs_agent.function && cs_agent.enter &&
+           cs_agent.leave && cs_agent.mute;
 }
 
 bool cs_python_find(void) {
@@ -70,5 +71,6 @@ bool cs_python_check(void) {
     bool is_right = cs_python.extra_index >= 0 && check_builtin();
     cs_python.PyErr_Clear();
     cs_agent.mute(false);
+    cs_agent.room_at = cs_agent.room();
     return is_right;
 }

@@ -84,12 +84,15 @@ struct cs_python {
     void *(*vectorcall)(object *callable); /* may be missing */
     object *none, *builtin_type, *builtin_method_type, *descriptor_type, *class_descriptor_type, *module_type;
     object *type_type, *missing, *disable;
-    int minor; /* of version 3 */
+    void *start_thread; /* the code of _thread.start_new_thread, where threads are to be followed */
+    int minor;          /* of version 3 */
     ssize_t extra_index;
     bool is_checked;
 };
 
-extern struct cs_python cs_python;
+#define CS_HIDDEN __attribute__((visibility("hidden")))
+
+extern struct cs_python cs_python CS_HIDDEN;
 
 /* The agent's side of callscope/script.h. */
 struct cs_agent {
@@ -99,9 +102,11 @@ struct cs_agent {
     void (*leave)(uint32_t function, bool by_exception);
     void (*mute)(bool muted);
     void (*switch_stack)(uint32_t origin, uint32_t target);
+    int64_t (*room)(void);
+    int64_t room_at; /* what that says in this session */
 };
 
-extern struct cs_agent cs_agent;
+extern struct cs_agent cs_agent CS_HIDDEN;
 
 /* Whether there is an interpreter in this process, and an agent that records it. */
 bool cs_python_find(void);
@@ -113,33 +118,14 @@ void cs_python_await(void (*start)(void));
 bool cs_python_check(void);
 
 /* ---- functions.c */
-/* The code objects met last: each lies where its address says, and leaves when it is freed. */
-struct known_code {
-    const object *code;
-    uint32_t function;
-    uint32_t session; /* in which it has that id */
-};
-
-enum { KNOWN_CODES = 4096 };
-
-extern struct known_code cs_python_known[KNOWN_CODES];
-
-static inline struct known_code *cs_python_place(const object *code) {
-    return &cs_python_known[((uintptr_t)code >> 4) % KNOWN_CODES];
-}
-
+/* The id of the function that `code` is of, or of a library's by its callable (PyCFunction, method descriptor); 0: it
+ * is not to be recorded. record.h asks for those that it has not met lately. */
 uint32_t cs_python_ask_code(object *code);
+uint32_t cs_python_ask_native(object *callable);
+/* Have the agent record that a function begins or, with SCRIPT_EXIT or SCRIPT_UNWOUND as `type`, ends. */
+void cs_python_tell(uint32_t function, uint32_t type);
 /* A code object is freed: `extra` is what it kept. */
 void cs_python_forget_code(void *extra);
-
-/* The id of the function that `code` is of; 0: it is not to be recorded. */
-static inline uint32_t cs_python_of_code(object *code) {
-    const struct known_code *known = cs_python_place(code);
-    return known->code == code ? known->function : cs_python_ask_code(code);
-}
-
-/* The same of a function of a library, by what a PyCFunction or a method descriptor holds. */
-uint32_t cs_python_of_native(object *callable);
 
 /* ---- rules.c */
 /* Whether the user's rules let a function be recorded. */

@@ -1,77 +1,80 @@
 /* Calls from 3.12 on: callbacks of sys.monitoring (PEP 669), written in C. */
 #include <string.h>
 
-#include "interpreter.h"
+#include "record.h"
 
 enum { FASTCALL_WITH_NAMES = 0x82 }; /* METH_FASTCALL | METH_KEYWORDS */
 
 /* It serves both as a builtin's function and as a vectorcallfunc: the interpreter calls it without a detour then. */
 typedef object *callback(object *self, object *const *arguments, size_t count, object *names);
 
-/* For code that is not recorded: the interpreter need not ask again in this place. */
-static object *answer(uint32_t function) {
+/* An event of a code that is recorded; otherwise the interpreter need not ask again in this place. */
+CS_RARE static object *tell_code(object *code, uint32_t type) {
+    uint32_t function = cs_python_ask_code(code);
+    cs_python_tell(function, type);
     return function ? cs_python.none : cs_python.disable;
+}
+
+static inline object *record_code(object *const *arguments, uint32_t type) {
+    bool is_done = cs_python_record(cs_python_codes, arguments[0], type, false);
+    return is_done ? cs_python.none : tell_code(arguments[0], type);
 }
 
 static object *entered(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    uint32_t function = cs_python_of_code(arguments[0]);
-    if (function)
-        cs_agent.enter(function);
-    return answer(function);
-}
-
-/* As `entered`, for an event that cannot be disabled. */
-static object *thrown(object *self, object *const *arguments, size_t count, object *names) {
-    entered(self, arguments, count, names);
-    return cs_python.none;
+    return record_code(arguments, 0);
 }
 
 static object *left(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    uint32_t function = cs_python_of_code(arguments[0]);
-    if (function)
-        cs_agent.leave(function, false);
-    return answer(function);
+    return record_code(arguments, CS_SCRIPT_EXIT);
+}
+
+/* PY_THROW and PY_UNWIND cannot be disabled. */
+static object *thrown(object *self, object *const *arguments, size_t count, object *names) {
+    (void)self, (void)count, (void)names;
+    record_code(arguments, 0);
+    return cs_python.none;
 }
 
 static object *unwound(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    uint32_t function = cs_python_of_code(arguments[0]);
-    if (function)
-        cs_agent.leave(function, true);
+    record_code(arguments, CS_SCRIPT_UNWOUND);
     return cs_python.none;
 }
 
-/* What sys.setprofile calls C functions: builtin functions and methods, and method descriptors with an object. */
-static bool is_native(object *const *arguments) {
-    const object *callable = arguments[2], *type = callable->type;
-    return type == cs_python.builtin_type || type == cs_python.builtin_method_type ||
-           (type == cs_python.descriptor_type && arguments[3] != cs_python.missing);
+CS_RARE static object *tell_native(object *callable, uint32_t type) {
+    cs_python_tell(cs_python_ask_native(callable), type);
+    return cs_python.none;
+}
+
+/* An event of what sys.setprofile calls C functions: builtin functions and methods, and method descriptors with an
+ * object. */
+static inline object *record_native(object *const *arguments, uint32_t type) {
+    object *callable = arguments[2];
+    int word = BUILTIN_METHOD;
+    if (!cs_python_is_builtin(callable)) {
+        if (callable->type != cs_python.descriptor_type || arguments[3] == cs_python.missing)
+            return cs_python.none;
+        word = DESCRIPTOR_METHOD;
+    }
+    bool is_done = cs_python_record(cs_python_natives, ((void **)callable)[word], type, true);
+    return is_done ? cs_python.none : tell_native(callable, type);
 }
 
 static object *called(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
-    if (function)
-        cs_agent.enter(function);
-    return cs_python.none;
+    return record_native(arguments, 0);
 }
 
 static object *returned(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
-    if (function)
-        cs_agent.leave(function, false);
-    return cs_python.none;
+    return record_native(arguments, CS_SCRIPT_EXIT);
 }
 
 static object *raised(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    uint32_t function = is_native(arguments) ? cs_python_of_native(arguments[2]) : 0;
-    if (function)
-        cs_agent.leave(function, true);
-    return cs_python.none;
+    return record_native(arguments, CS_SCRIPT_UNWOUND);
 }
 
 static const struct event {

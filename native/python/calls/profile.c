@@ -1,11 +1,9 @@
 /* Calls up to 3.11: the interpreter's profile function (docs.python.org, C API, "Profiling and Tracing"). */
 #include <stdlib.h>
 
-#include "interpreter.h"
+#include "record.h"
 
 enum { CALL = 0, RETURN = 3, C_CALL = 4, C_EXCEPTION = 5, C_RETURN = 6 }; /* PyTrace_* */
-
-static void *start_thread; /* the code of _thread.start_new_thread */
 
 static int profile(object *self, frame *at, int what, object *argument);
 
@@ -20,59 +18,60 @@ static void follow_thread(void) {
 /* Where a frame has its code: PyFrameObject.f_code, from 3.11 on f_frame->f_code. Checked against PyFrame_GetCode. */
 enum { FRAME_CODE = 4, FRAME_INNER = 3 };
 
-static object *code_at(frame *at) {
-    void **frame = (void **)at;
-    return cs_python.minor < 11 ? frame[FRAME_CODE] : ((void **)frame[FRAME_INNER])[FRAME_CODE];
-}
+static enum { UNKNOWN, IN_FRAME, IN_INNER, NOWHERE } code_place;
 
-static object *code_of(frame *at) {
-    static int is_there = -1; /* not known yet */
-    if (is_there > 0)
-        return code_at(at);
+static object *ask_frame(frame *at) {
+    void **frame = (void **)at;
     object *code = cs_python.PyFrame_GetCode(at);
-    if (is_there < 0)
-        is_there = code_at(at) == code;
+    if (code_place == UNKNOWN && cs_python.minor < 11)
+        code_place = frame[FRAME_CODE] == code ? IN_FRAME : NOWHERE;
+    else if (code_place == UNKNOWN)
+        code_place = ((void **)frame[FRAME_INNER])[FRAME_CODE] == code ? IN_INNER : NOWHERE;
     code->references--; /* the frame has another */
     return code;
 }
 
-static void frame_event(frame *at, int what, const object *value) {
-    uint32_t function = cs_python_of_code(code_of(at));
-    if (!function)
-        return;
-    if (what == CALL)
-        cs_agent.enter(function);
-    else
-        cs_agent.leave(function, value == NULL);
+CS_RARE static int tell_frame(frame *at, uint32_t type) {
+    cs_python_tell(cs_python_ask_code(ask_frame(at)), type);
+    return 0;
 }
 
-static void native_event(int what, object *callable) {
-    uint32_t function = cs_python_of_native(callable);
-    if (function) {
-        if (what == C_CALL)
-            cs_agent.enter(function);
-        else
-            cs_agent.leave(function, what == C_EXCEPTION);
-    }
-    if (what == C_RETURN && cs_python.PyCFunction_GetFunction(callable) == start_thread)
+static inline int record_frame(frame *at, uint32_t type) {
+    void **frame = (void **)at;
+    if (code_place != IN_FRAME && code_place != IN_INNER)
+        return tell_frame(at, type);
+    object *code = code_place == IN_FRAME ? frame[FRAME_CODE] : ((void **)frame[FRAME_INNER])[FRAME_CODE];
+    return cs_python_record(cs_python_codes, code, type, true) ? 0 : tell_frame(at, type);
+}
+
+CS_RARE static int tell_native(object *callable, uint32_t type) {
+    cs_python_tell(cs_python_ask_native(callable), type);
+    if (type == CS_SCRIPT_EXIT && ((struct method **)callable)[BUILTIN_METHOD]->code == cs_python.start_thread)
         follow_thread();
+    return 0;
+}
+
+static inline int record_native(object *callable, uint32_t type) {
+    if (!cs_python_is_builtin(callable))
+        return 0;
+    bool is_done = cs_python_record(cs_python_natives, ((void **)callable)[BUILTIN_METHOD], type, true);
+    return is_done ? 0 : tell_native(callable, type);
 }
 
 static int profile(object *self, frame *at, int what, object *argument) {
     (void)self;
     if (what == CALL || what == RETURN)
-        frame_event(at, what, argument);
-    else if (what >= C_CALL && what <= C_RETURN &&
-             (argument->type == cs_python.builtin_type || argument->type == cs_python.builtin_method_type))
-        native_event(what, argument);
-    return 0;
+        return record_frame(at, what == CALL ? 0 : argument ? CS_SCRIPT_EXIT : CS_SCRIPT_UNWOUND);
+    if (what < C_CALL || what > C_RETURN)
+        return 0;
+    return record_native(argument, what == C_CALL ? 0 : what == C_RETURN ? CS_SCRIPT_EXIT : CS_SCRIPT_UNWOUND);
 }
 
 static void find_start_thread(void) {
     object *module = cs_python.PyImport_ImportModule("_thread");
     object *function = module ? cs_python.PyObject_GetAttrString(module, "start_new_thread") : NULL;
     if (function && function->type == cs_python.builtin_type)
-        start_thread = cs_python.PyCFunction_GetFunction(function);
+        cs_python.start_thread = cs_python.PyCFunction_GetFunction(function);
     cs_python.PyErr_Clear();
     if (function)
         cs_python.Py_DecRef(function);
