@@ -15,6 +15,10 @@ EVENTS_HEADER_BYTES = 4096
 JOURNAL_HEADER_BYTES = 4096
 JOURNAL_PIDS = 1024
 JOURNAL_BYTES = 0x8000000
+JOURNAL_CELL_BYTES = 192
+STOP_NONE = 0
+STOP_SIZE = 1
+STOP_DISK = 2
 
 FEATURE_NO_CLOCK = 1
 FEATURE_KEEP_LAST = 2
@@ -66,6 +70,7 @@ JOURNAL_CRASH = 8
 JOURNAL_NOTE = 9
 JOURNAL_THREAD_CREATED = 10
 JOURNAL_SCRIPT_FUNCTION = 11
+JOURNAL_DUMP = 12
 SCRIPT_CODE = 0
 SCRIPT_NATIVE = 1
 CAUSE_LAUNCH = 0
@@ -171,7 +176,15 @@ EVENTS_HEADER = np.dtype(
         ("stacks_signal", "<u4"),
         ("stacks_every", "<u8"),
         ("next_script", "<u4"),
-        ("reserved1", "<u4", (9,)),
+        ("stopped", "<u4"),
+        ("stopped_tsc", "<u8"),
+        ("allowed", "<u8"),
+        ("keep_ticks", "<u8"),
+        ("ring_used", "<u8"),
+        ("ring_hand", "<u8"),
+        ("dump_signal", "<u4"),
+        ("held", "<u4"),
+        ("held_until", "<u8"),
     ]
 )
 
@@ -188,7 +201,7 @@ CHUNK_HEADER = np.dtype(
         ("tsc", "<u8"),
         ("sp", "<u8"),
         ("used", "<u8"),
-        ("namespace_id", "<u8"),
+        ("namespace_or_end", "<u8"),
     ]
 )
 
@@ -272,6 +285,9 @@ JOURNAL_HEADER = np.dtype(
         ("header_size", "<u4"),
         ("features", "<u8"),
         ("tail", "<u8"),
+        ("next_cell", "<u8"),
+        ("cells", "<u4"),
+        ("lost", "<u4"),
     ]
 )
 

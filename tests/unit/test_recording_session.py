@@ -10,7 +10,7 @@ import pytest
 
 from callscope import format as records
 from callscope.errors import RecordError, UsageError
-from callscope.recording import session as session_module
+from callscope.recording import files as files_module
 from callscope.recording.count import count_events
 from callscope.recording.directory import default_directory, is_trace, read_header
 from callscope.recording.journal import summarise_journal
@@ -59,7 +59,8 @@ def test_a_flight_recorder_is_as_large_as_asked(tmp_path: Path) -> None:
     session = make(tmp_path / "t", RecordOptions(("git",), keep_last=8 * MIB - 1))
     header = read_header(session.events)
     assert header["features"] == records.FEATURE_KEEP_LAST | records.FEATURE_SCRIPTS
-    assert header["chunk_limit"] == 9  # eight chunks and the header
+    assert header["chunk_bytes"] == 64 << 10
+    assert header["chunk_limit"] == 8 * 16 + 1  # chunks and the header
 
 
 def test_a_file_system_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,13 +72,13 @@ def test_a_file_system_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         truncate(descriptor, size)
 
     monkeypatch.setattr(os, "ftruncate", limited)
-    monkeypatch.setattr(session_module, "LARGEST_EVENTS", 300 * MIB)
+    monkeypatch.setattr(files_module, "LARGEST_EVENTS", 300 * MIB)
     monkeypatch.setattr(records, "JOURNAL_BYTES", MIB)
     assert read_header(make(tmp_path / "t").events)["chunk_limit"] == 75
 
 
 def test_no_room_is_an_error_and_not_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "LARGEST_EVENTS", 0)
+    monkeypatch.setattr(files_module, "LARGEST_EVENTS", 0)
     with pytest.raises(RecordError, match="cannot make the trace"):
         make(tmp_path / "t")
     assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ struct cs_block {
     struct cs_chunk_header *chunk; /* NULL while events have no room and go to the sink */
     uint32_t owner;                /* what the chunk's flags say while it is this thread's */
     uint8_t *sink;                 /* memory for events that have no room, or NULL */
-    uint64_t spare;                /* number of a chunk claimed but without memory (disk full), or 0 */
+    uint64_t cell;                 /* where the records about the thread lie in the journal; 0: anywhere */
     uint32_t thread;
     uint32_t tid;
     void *lanes;     /* of the depth filter, to be freed with the block */
@@ -83,6 +83,7 @@ struct cs_session {
     uint32_t highest_block; /* blocks given out here or in an ancestor */
     uint32_t notes_given;
     bool alone; /* children of this process are not recorded */
+    bool torn;  /* a page of the session's files could not be had */
     struct cs_process *process;
     struct cs_block *blocks;
     uint32_t block_limit;
@@ -123,6 +124,8 @@ void cs_events_close(struct cs_block *block);
 /* Count the events in a block's sink as lost, and empty it. */
 void cs_events_settle(struct cs_block *block);
 void cs_events_release_sink(struct cs_block *block);
+/* This process crashes: for a moment nobody takes its chunks, so that a flight recorder can be dumped. */
+void cs_events_hold(void);
 /* After exec: the chunks of this process's earlier image are nobody's any more. */
 void cs_events_abandon(uint32_t process);
 
@@ -161,6 +164,12 @@ struct cs_part {
  * file, or 0 when there was no room. */
 uint64_t cs_journal_write(uint16_t kind, uint64_t tsc, const struct cs_block *block, const struct cs_part *parts,
                           uint32_t count);
+/* Under KEEP_LAST: a place for the records about the block's new thread, of a thread that has ended if need be. */
+void cs_journal_take_cell(struct cs_block *block);
+/* Write a record about the block's thread: into its cell, where a flight recorder has those. */
+void cs_journal_thread(uint16_t kind, const struct cs_block *block, const void *payload, uint32_t bytes);
+/* The same with the thread's name. */
+void cs_journal_thread_name(uint16_t kind, const struct cs_block *block);
 void cs_journal_text(uint16_t kind, const struct cs_block *block, uint32_t code, const char *text);
 void cs_journal_process(uint32_t cause, uint32_t parent);
 /* The journal's number for a live process `pid` started no earlier than `born_ns` (CLOCK_MONOTONIC), or 0. */
@@ -178,9 +187,15 @@ enum cs_note {
     CS_NOTE_MODULES,        /* too many modules */
     CS_NOTE_THREADS,        /* too many threads */
     CS_NOTE_NO_WIPE,        /* the kernel has no MADV_WIPEONFORK */
+    CS_NOTE_SIZE,           /* the events have the size they were allowed */
 };
 void cs_note(enum cs_note code, const char *text);
 void cs_note_module(enum cs_note code, const char *reason, const char *path);
+
+/* ---- api.c */
+/* Recording has ended for good: lead all trampolines past the agent. For the slow path, which may be anywhere: where a
+ * lock is taken nothing is done, and the next event without room tries again. */
+void cs_stop_for_good(void);
 
 /* ---- capture.c */
 /* What a routine kept of the registers, in the order it lies on the stack. */

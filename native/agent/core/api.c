@@ -8,8 +8,16 @@
 
 #define LONGEST_MARKER 4000u
 
+void cs_stop_for_good(void) {
+    struct cs_process *process = cs_session.process;
+    if (__atomic_exchange_n(&process->module_lock, 1, __ATOMIC_ACQUIRE))
+        return;
+    cs_regions_switch(true);
+    cs_unlock(&process->module_lock);
+}
+
 static void switch_all(bool off) {
-    if (!cs_session.events)
+    if (!cs_session.events || (!off && cs_session.events->stopped))
         return;
     uint64_t signals = cs_system_block_signals();
     cs_process_enter(CS_CAUSE_FORK, cs_session.last_process);

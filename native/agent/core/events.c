@@ -6,7 +6,9 @@
 /* A short-lived thread should not pay for a whole chunk, so memory is added in steps that double. */
 #define FIRST_STEP 0x10000ull
 #define LARGEST_STEP 0x80000ull
-#define WIPED_STEP 0x4000ull /* FETCH_AHEAD of the routines is more than this */
+/* Chunks of a flight recorder: FETCH_AHEAD of the routines is more than this. */
+#define WIPED_STEP 0x4000ull
+#define HELD_TICKS 0x100000000ull /* a second or two: the recorder looks often */
 #define SINK_BYTES 0x10000ull
 
 /* chunk_header.flags: OPEN while a thread writes there, CLAIMED until its header names that thread. The bits above
@@ -32,7 +34,7 @@ static bool commit(uint8_t *start, uint64_t bytes) {
 
 static bool owner_gone(const struct cs_chunk_header *header) {
     const struct cs_process *process = cs_session.process;
-    if (header->namespace_id != cs_session.namespace_id || !header->namespace_id)
+    if (header->namespace_or_end != cs_session.namespace_id || !cs_session.namespace_id)
         return false;
     if (header->pid == process->pid && header->process != process->process)
         return true;
@@ -42,7 +44,10 @@ static bool owner_gone(const struct cs_chunk_header *header) {
 /* `recycled`: somebody had it before. The claim's number does not tell: who was slow to take it may find that the ring
  * went round meanwhile. */
 static bool take(struct cs_chunk_header *header, bool *recycled) {
+    const struct cs_events_header *events = cs_session.events;
     uint32_t flags = __atomic_load_n(&header->flags, __ATOMIC_ACQUIRE);
+    if (events->held && events->held == header->process && cs_tsc() < events->held_until)
+        return false;
     if (flags & CLAIMED || (flags & OPEN && !owner_gone(header)))
         return false;
     *recycled = flags;
@@ -61,7 +66,7 @@ static void write_header(struct cs_block *block, struct cs_chunk_header *header,
     header->tsc = now;
     header->sp = sp;
     header->used = used;
-    header->namespace_id = cs_session.namespace_id;
+    header->namespace_or_end = cs_session.namespace_id;
     __atomic_store_n(&header->magic, CS_CHUNK_MAGIC, __ATOMIC_RELEASE);
     block->owner = __atomic_and_fetch(&header->flags, ~CLAIMED, __ATOMIC_RELEASE);
     block->chunk = header;
@@ -74,34 +79,82 @@ static void write_header(struct cs_block *block, struct cs_chunk_header *header,
 static void begin_chunk(struct cs_block *block, uint64_t claim, uint64_t number, uint64_t sp, bool recycled) {
     struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
     __atomic_store_n(&header->magic, 0, __ATOMIC_RELEASE);
+    uint64_t step = recycled ? WIPED_STEP : FIRST_STEP;
     if (recycled)
-        memset(header + 1, 0, FIRST_STEP - sizeof *header);
+        memset(header + 1, 0, step - sizeof *header);
     __atomic_fetch_or(&header->flags, OPEN, __ATOMIC_RELAXED);
-    write_header(block, header, claim, sp, recycled ? FIRST_STEP : 0);
-    set_room(block, (uint8_t *)(header + 1), (uint8_t *)header + FIRST_STEP);
+    write_header(block, header, claim, sp, recycled ? step : 0);
+    set_room(block, (uint8_t *)(header + 1), (uint8_t *)header + step);
 }
 
-static bool claim_fresh(struct cs_block *block, uint64_t sp) {
+/* Recording ends for good, in all processes of the session: each finds out when it needs a chunk. */
+static void stop(uint32_t reason, enum cs_note code, const char *text) {
     struct cs_events_header *events = cs_session.events;
-    uint64_t claim = block->spare;
-    if (!claim) {
-        if (__atomic_load_n(&events->next_chunk, __ATOMIC_RELAXED) >= cs_session.chunks_mapped) {
-            cs_note(CS_NOTE_FULL, "the events file is full: later events are lost");
-            return false;
-        }
+    uint32_t before = CS_STOP_NONE;
+    if (!__atomic_compare_exchange_n(&events->stopped, &before, reason, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        return;
+    events->stopped_tsc = cs_tsc();
+    cs_note(code, text);
+}
+
+/* The number of the next chunk that nobody had yet; 0: there is none. */
+static uint64_t claim_number(void) {
+    struct cs_events_header *events = cs_session.events;
+    uint64_t allowed = __atomic_load_n(&events->allowed, __ATOMIC_RELAXED);
+    uint64_t limit = allowed && allowed < cs_session.chunks_mapped ? allowed : cs_session.chunks_mapped, claim = 0;
+    if (__atomic_load_n(&events->next_chunk, __ATOMIC_RELAXED) < limit)
         do
             claim = __atomic_fetch_add(&events->next_chunk, 1, __ATOMIC_RELAXED);
         while (!claim);
-        if (claim >= cs_session.chunks_mapped)
-            return false;
-    }
-    bool room = commit(chunk_at(claim), FIRST_STEP);
-    block->spare = room ? 0 : claim;
-    if (room)
-        begin_chunk(block, claim, claim, sp, false);
+    if (claim && claim < limit)
+        return claim;
+    if (limit == allowed)
+        stop(CS_STOP_SIZE, CS_NOTE_SIZE, "the trace has the size it was allowed: recording has stopped");
+    else if (limit == cs_session.chunk_limit)
+        stop(CS_STOP_DISK, CS_NOTE_FULL, "the events file is full: recording has stopped");
     else
-        cs_note(CS_NOTE_NO_MEMORY, "no room on the disk: events are lost");
-    return room;
+        cs_note(CS_NOTE_FULL, "the events file is full: later events are lost");
+    return 0;
+}
+
+static bool claim_fresh(struct cs_block *block, uint64_t sp) {
+    uint64_t claim = __atomic_load_n(&cs_session.events->stopped, __ATOMIC_RELAXED) ? 0 : claim_number();
+    if (!claim)
+        return false;
+    if (!commit(chunk_at(claim), FIRST_STEP)) {
+        stop(CS_STOP_DISK, CS_NOTE_NO_MEMORY, "the disk is full: recording has stopped");
+        return false;
+    }
+    begin_chunk(block, claim, claim, sp, false);
+    return true;
+}
+
+/* Whether what is in a chunk may go: it ended long enough ago. An open one began long enough ago; its thread may live.
+ */
+static bool is_old(const struct cs_chunk_header *header) {
+    uint64_t ended = header->flags & OPEN ? header->tsc : header->namespace_or_end, now = cs_tsc();
+    return now > ended && now - ended >= cs_session.events->keep_ticks;
+}
+
+/* A flight recorder by time: the number of the chunk to be tried next. Those in use lie in a circle, which grows while
+ * the next one is too young to go. */
+static uint64_t next_by_age(void) {
+    struct cs_events_header *events = cs_session.events;
+    for (;;) {
+        uint64_t used = __atomic_load_n(&events->ring_used, __ATOMIC_RELAXED), most = cs_session.chunk_limit - 1;
+        uint64_t hand = __atomic_load_n(&events->ring_hand, __ATOMIC_RELAXED);
+        uint64_t number = hand && hand <= used ? hand : 1;
+        const struct cs_chunk_header *header = (const struct cs_chunk_header *)chunk_at(number);
+        bool grows = used < most && (!used || number >= cs_session.chunks_mapped ||
+                                     !commit((uint8_t *)header, sizeof *header) || !is_old(header));
+        if (grows) {
+            if (__atomic_compare_exchange_n(&events->ring_used, &used, used + 1, false, __ATOMIC_RELAXED,
+                                            __ATOMIC_RELAXED))
+                return used + 1;
+        } else if (__atomic_compare_exchange_n(&events->ring_hand, &hand, number + 1, false, __ATOMIC_RELAXED,
+                                               __ATOMIC_RELAXED))
+            return number;
+    }
 }
 
 /* Flight recorder: the oldest chunk no live thread writes to. */
@@ -111,7 +164,7 @@ static bool claim_recycled(struct cs_block *block, uint64_t sp) {
         uint64_t claim = __atomic_fetch_add(&cs_session.events->next_chunk, 1, __ATOMIC_RELAXED);
         if (!claim)
             continue;
-        uint64_t number = 1 + (claim - 1) % ring;
+        uint64_t number = cs_session.events->keep_ticks ? next_by_age() : 1 + (claim - 1) % ring;
         if (number >= cs_session.chunks_mapped)
             continue;
         struct cs_chunk_header *header = (struct cs_chunk_header *)chunk_at(number);
@@ -121,7 +174,7 @@ static bool claim_recycled(struct cs_block *block, uint64_t sp) {
         begin_chunk(block, claim, number, sp, recycled);
         return true;
     }
-    cs_note(CS_NOTE_FULL, "no chunk is free to be recycled: events are lost");
+    cs_note(CS_NOTE_FULL, "more threads at a time than the flight recorder has room for: events are lost");
     return false;
 }
 
@@ -133,8 +186,13 @@ static bool extend(struct cs_block *block) {
     uint64_t step = recycled ? WIPED_STEP : used < LARGEST_STEP ? used : LARGEST_STEP;
     if (step > rest)
         step = rest;
-    if (!step || !commit(limit, step))
+    if (!step)
         return false;
+    if (!commit(limit, step)) {
+        if (!(cs_session.features & CS_FEATURE_KEEP_LAST))
+            stop(CS_STOP_DISK, CS_NOTE_NO_MEMORY, "the disk is full: recording has stopped");
+        return false;
+    }
     if (recycled) {
         memset(limit, 0, step);
         __atomic_store_n(&block->chunk->used, used + step, __ATOMIC_RELEASE);
@@ -149,6 +207,7 @@ static void close_chunk(struct cs_chunk_header *header, uint32_t owner, uint64_t
                                      __ATOMIC_RELAXED))
         return;
     header->used = used;
+    header->namespace_or_end = cs_tsc();
     __atomic_fetch_and(&header->flags, ~(OPEN | CLAIMED), __ATOMIC_RELEASE);
 }
 
@@ -205,12 +264,22 @@ static void use_sink(struct cs_block *block) {
 }
 
 void cs_events_advance(struct cs_block *block, uint64_t sp) {
+    if (cs_session.torn)
+        stop(CS_STOP_DISK, CS_NOTE_NO_MEMORY, "a page of the events file cannot be had: recording has stopped");
     if (block->chunk && extend(block))
         return;
     cs_events_close(block);
-    bool recycle = cs_session.features & CS_FEATURE_KEEP_LAST;
-    if (!(recycle ? claim_recycled(block, sp) : claim_fresh(block, sp)))
-        use_sink(block);
+    bool recycle = cs_session.features & CS_FEATURE_KEEP_LAST && !cs_session.torn;
+    if (recycle ? claim_recycled(block, sp) : claim_fresh(block, sp))
+        return;
+    use_sink(block);
+    if (__atomic_load_n(&cs_session.events->stopped, __ATOMIC_RELAXED))
+        cs_stop_for_good();
+}
+
+void cs_events_hold(void) {
+    cs_session.events->held_until = cs_tsc() + HELD_TICKS;
+    __atomic_store_n(&cs_session.events->held, cs_session.process->process, __ATOMIC_RELEASE);
 }
 
 void cs_events_abandon(uint32_t process) {

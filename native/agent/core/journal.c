@@ -5,21 +5,13 @@
 
 #define PID_SLOTS ((CS_JOURNAL_HEADER_BYTES - CS_JOURNAL_PIDS) / sizeof(struct cs_journal_pid))
 
-uint64_t cs_journal_write(uint16_t kind, uint64_t tsc, const struct cs_block *block, const struct cs_part *parts,
-                          uint32_t count) {
-    struct cs_shared_file *file = &cs_session.journal_file;
+#define CELL_SLOT (CS_JOURNAL_CELL_BYTES / 3)
+#define CELL_CHECKS 64
+
+/* Fill a record whose place is this writer's. */
+static void fill(struct cs_journal_record *record, uint16_t kind, uint64_t tsc, const struct cs_block *block,
+                 uint64_t bytes, const struct cs_part *parts, uint32_t count) {
     struct cs_process *process = cs_session.process;
-    struct cs_journal_record *record;
-    uint64_t bytes = sizeof *record;
-    for (uint32_t i = 0; i < count; i++)
-        bytes += parts[i].bytes;
-    bytes = (bytes + 7) & ~7ull;
-    if (__atomic_load_n(&cs_session.journal->tail, __ATOMIC_RELAXED) + bytes > file->bytes)
-        return 0;
-    uint64_t offset = __atomic_fetch_add(&cs_session.journal->tail, bytes, __ATOMIC_RELAXED);
-    if (offset + bytes > file->bytes || !cs_file_commit(file, offset, bytes))
-        return 0;
-    record = (struct cs_journal_record *)(file->base + offset);
     __atomic_store_n(&record->size, (uint32_t)bytes, __ATOMIC_RELEASE);
     record->tsc = tsc;
     record->process = process->process;
@@ -30,7 +22,79 @@ uint64_t cs_journal_write(uint16_t kind, uint64_t tsc, const struct cs_block *bl
     for (uint32_t i = 0; i < count; at += parts[i++].bytes)
         memcpy(at, parts[i].data, parts[i].bytes);
     __atomic_store_n(&record->kind, kind, __ATOMIC_RELEASE);
+}
+
+uint64_t cs_journal_write(uint16_t kind, uint64_t tsc, const struct cs_block *block, const struct cs_part *parts,
+                          uint32_t count) {
+    struct cs_shared_file *file = &cs_session.journal_file;
+    uint64_t bytes = sizeof(struct cs_journal_record), offset = 0;
+    for (uint32_t i = 0; i < count; i++)
+        bytes += parts[i].bytes;
+    bytes = (bytes + 7) & ~7ull;
+    if (__atomic_load_n(&cs_session.journal->tail, __ATOMIC_RELAXED) + bytes <= file->bytes)
+        offset = __atomic_fetch_add(&cs_session.journal->tail, bytes, __ATOMIC_RELAXED);
+    if (!offset || offset + bytes > file->bytes || !cs_file_commit(file, offset, bytes)) {
+        __atomic_fetch_add(&cs_session.journal->lost, 1, __ATOMIC_RELAXED);
+        return 0;
+    }
+    fill((struct cs_journal_record *)(file->base + offset), kind, tsc, block, bytes, parts, count);
     return offset;
+}
+
+/* The records about a thread in its cell: its start and name, who made it, its end. */
+static struct cs_journal_record *slot_of(uint64_t cell, uint16_t kind) {
+    uint64_t slot = kind == CS_JOURNAL_THREAD_START ? 0 : kind == CS_JOURNAL_THREAD_CREATED ? 1 : 2;
+    return (struct cs_journal_record *)(cs_session.journal_file.base + cell + slot * CELL_SLOT);
+}
+
+/* Whether the thread that a cell tells of may still run. */
+static bool is_lived_in(uint64_t cell) {
+    const struct cs_journal_record *start = slot_of(cell, CS_JOURNAL_THREAD_START);
+    return start->kind && start->tid && !slot_of(cell, CS_JOURNAL_THREAD_END)->kind &&
+           !cs_system_thread_gone(start->pid, start->tid);
+}
+
+void cs_journal_take_cell(struct cs_block *block) {
+    struct cs_journal_header *journal = cs_session.journal;
+    uint64_t cells = journal->cells;
+    if (!cells || CS_JOURNAL_HEADER_BYTES + cells * CS_JOURNAL_CELL_BYTES > cs_session.journal_file.bytes)
+        return;
+    uint64_t cell = 0;
+    for (uint32_t checks = 0; checks < CELL_CHECKS; checks++) {
+        uint64_t claim = __atomic_fetch_add(&journal->next_cell, 1, __ATOMIC_RELAXED);
+        cell = CS_JOURNAL_HEADER_BYTES + claim % cells * CS_JOURNAL_CELL_BYTES;
+        if (!cs_file_commit(&cs_session.journal_file, cell, CS_JOURNAL_CELL_BYTES))
+            return;
+        if (claim < cells || !is_lived_in(cell))
+            break;
+    }
+    memset(slot_of(cell, CS_JOURNAL_THREAD_START), 0, CS_JOURNAL_CELL_BYTES);
+    block->cell = cell;
+}
+
+void cs_journal_thread(uint16_t kind, const struct cs_block *block, const void *payload, uint32_t bytes) {
+    struct cs_part part = {payload, bytes};
+    if (!block->cell) {
+        cs_journal_write(kind, cs_tsc(), block, &part, 1);
+        return;
+    }
+    struct cs_journal_record *record = slot_of(block->cell, kind);
+    if (record->kind && record->thread != block->thread)
+        return; /* by now the cell is another's: there were more threads than cells */
+    uint64_t tsc = record->kind ? record->tsc : cs_tsc(); /* a new name does not change when the thread began */
+    __atomic_store_n(&record->kind, 0, __ATOMIC_RELEASE);
+    fill(record, kind, tsc, block, CELL_SLOT, &part, 1);
+}
+
+void cs_journal_thread_name(uint16_t kind, const struct cs_block *block) {
+    struct {
+        struct cs_text_payload head;
+        char name[sizeof block->name];
+    } text = {.head = {.text_bytes = 0}};
+    while (text.head.text_bytes < sizeof text.name && block->name[text.head.text_bytes])
+        text.head.text_bytes++;
+    memcpy(text.name, block->name, sizeof text.name);
+    cs_journal_thread(kind, block, &text, sizeof text.head + text.head.text_bytes);
 }
 
 void cs_journal_text(uint16_t kind, const struct cs_block *block, uint32_t code, const char *text) {

@@ -81,7 +81,7 @@ bool cs_process_ignored(void) {
 /* Settle what an ended thread left behind; its block is then free. */
 static void bury(struct cs_block *block) {
     cs_events_close(block);
-    cs_journal_text(CS_JOURNAL_THREAD_END, block, 0, block->name);
+    cs_journal_thread_name(CS_JOURNAL_THREAD_END, block);
     cs_events_release_sink(block);
     cs_depth_free(block->lanes);
     cs_sampling_end(block);
@@ -168,7 +168,8 @@ struct cs_block *cs_thread_block(void) {
         return NULL;
     }
     cs_system_thread_name(block->name);
-    cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, block->name);
+    cs_journal_take_cell(block);
+    cs_journal_thread_name(CS_JOURNAL_THREAD_START, block);
     self->block = block;
     cs_sampling_begin(block);
     return block;
@@ -178,7 +179,7 @@ void cs_thread_rename(struct cs_block *block, const char *name) {
     uint64_t bytes = cs_text_length(name);
     memset(block->name, 0, sizeof block->name);
     memcpy(block->name, name, bytes < sizeof block->name ? bytes : sizeof block->name - 1);
-    cs_journal_text(CS_JOURNAL_THREAD_START, block, 0, block->name);
+    cs_journal_thread_name(CS_JOURNAL_THREAD_START, block);
 }
 
 void cs_thread_follow_name(struct cs_block *block) {

@@ -195,6 +195,8 @@ void cs_crash_record(const siginfo_t *info, const ucontext_t *context, uint32_t 
         nobody = 0;
         cs_system_yield();
     }
+    if (!flags)
+        cs_events_hold();
     write_record(info, context, flags);
     __atomic_store_n(&recorder, 0, __ATOMIC_RELEASE);
 }

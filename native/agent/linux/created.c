@@ -67,8 +67,7 @@ struct beginning cs_thread_begin(struct package *package) {
     struct cs_block *block = cs_thread_block();
     if (block) {
         block->handle = own_handle();
-        struct cs_part part = {&created, sizeof created};
-        cs_journal_write(CS_JOURNAL_THREAD_CREATED, cs_tsc(), block, &part, 1);
+        cs_journal_thread(CS_JOURNAL_THREAD_CREATED, block, &created, sizeof created);
         cs_stack_give();
     }
     cs_system_restore_signals(signals);

@@ -79,6 +79,10 @@ void cs_frames_look_at(const struct cs_module *module, bool ready);
 /* A module goes. */
 void cs_frames_forget(const struct cs_module *module);
 
+/* ---- start.c */
+/* For a SIGBUS: whether the address lies in a file of the session, where there is memory now. */
+bool cs_files_mend(uint64_t address);
+
 /* ---- sampling.c */
 #define CS_SAMPLE_SIGNAL 62 /* a real-time signal that libraries leave alone */
 void cs_sampling_start(void);

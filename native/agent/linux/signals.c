@@ -27,6 +27,11 @@ bool cs_signal_is_fatal(int signal) {
            signal == SIGTRAP || signal == SIGSYS;
 }
 
+/* The program's wish goes on from here: fatal signals, and the one at which a flight recorder is dumped. */
+static bool is_ours(int signal) {
+    return cs_signal_is_fatal(signal) || (cs_session.events && (uint32_t)signal == cs_session.events->dump_signal);
+}
+
 static bool is_function(const void *handler) {
     return handler != (void *)SIG_DFL && handler != (void *)SIG_IGN;
 }
@@ -57,6 +62,8 @@ static void take(int signal, struct cs_action action) {
         action.flags &= ~(uint64_t)SA_NODEFER; /* the signal is sent again, to arrive when this handler is done */
     action.flags &= ~(uint64_t)(SA_RESETHAND | SA_ONSTACK);
     action.flags |= SA_SIGINFO | CS_SA_RESTORER | (keep_stack ? SA_ONSTACK : 0);
+    if (!cs_signal_is_fatal(signal) && !is_function(wishes[signal].handler))
+        action.flags |= SA_RESTART; /* the program is not to notice */
     if (!action.restorer)
         action.restorer = (void *)cs_signal_return;
     action.handler = (void *)cs_signal_entry;
@@ -69,9 +76,9 @@ static void settle(int signal) {
     if (!started || signal < 1 || signal >= SIGNALS || !cs_action_get(signal, &action) ||
         action.handler == (void *)cs_signal_entry)
         return;
-    if (cs_signal_is_fatal(signal)) {
+    if (is_ours(signal)) {
         wishes[signal].taken = false;
-        if (action.handler != (void *)SIG_IGN)
+        if (action.handler != (void *)SIG_IGN || !cs_signal_is_fatal(signal))
             take(signal, action);
         return;
     }
@@ -101,7 +108,8 @@ void cs_signals_start(void) {
     struct cs_action action;
     started = true;
     for (int signal = 1; signal < SIGNALS; signal++)
-        if (cs_signal_is_fatal(signal) && cs_action_get(signal, &action) && action.handler == (void *)SIG_DFL)
+        if (is_ours(signal) && cs_action_get(signal, &action) &&
+            (action.handler == (void *)SIG_DFL || !cs_signal_is_fatal(signal)))
             take(signal, action);
 }
 
@@ -126,6 +134,14 @@ static void reset(int signal) {
 
 struct cs_arrival cs_signal_arrived(int signal, siginfo_t *info, ucontext_t *context) {
     struct cs_arrival arrival = {__atomic_load_n(&wishes[signal].handler, __ATOMIC_ACQUIRE), NULL};
+    if (signal == SIGBUS && info->si_code > 0 && cs_files_mend((uint64_t)info->si_addr))
+        return (struct cs_arrival){0};
+    if (!cs_signal_is_fatal(signal)) {
+        if (!cs_process_ignored())
+            cs_journal_write(CS_JOURNAL_DUMP, cs_tsc(), cs_self()->block->used ? cs_self()->block : NULL, NULL, 0);
+        if (!is_function(arrival.handler))
+            return (struct cs_arrival){0};
+    }
     if (!is_function(arrival.handler)) {
         cs_crash_record(info, context, 0);
         die(signal, info);
@@ -136,7 +152,7 @@ struct cs_arrival cs_signal_arrived(int signal, siginfo_t *info, ucontext_t *con
         die(SIGSEGV, info); /* as the kernel does when it cannot call a handler */
         return (struct cs_arrival){0};
     }
-    if (info->si_code > 0 || (uint32_t)info->si_pid == cs_system_pid())
+    if (cs_signal_is_fatal(signal) && (info->si_code > 0 || (uint32_t)info->si_pid == cs_system_pid()))
         cs_crash_handled(info, context);
     if (wishes[signal].flags & SA_RESETHAND)
         reset(signal);
@@ -179,7 +195,7 @@ static int change_action(int signal, const struct sigaction *action, struct siga
         return result;
     show(signal, &before, wish, flags);
     bool on_stack = action && action->sa_flags & SA_ONSTACK;
-    if (action && (cs_signal_is_fatal(signal) || on_stack || without_stack >> (signal - 1) & 1) && !is_guest())
+    if (action && (is_ours(signal) || on_stack || without_stack >> (signal - 1) & 1) && !is_guest())
         settle(signal);
     if (old)
         *old = before;
@@ -194,7 +210,7 @@ static void *change_handler(enum cs_next function, int signal, void *handler) {
     void *before = real(signal, handler);
     if (before == (void *)SIG_ERR || is_guest())
         return before == (void *)cs_signal_entry ? wish : before;
-    if (cs_signal_is_fatal(signal) || without_stack >> (signal - 1) % 64 & 1)
+    if (is_ours(signal) || without_stack >> (signal - 1) % 64 & 1)
         settle(signal);
     return before == (void *)cs_signal_entry ? wish : before;
 }

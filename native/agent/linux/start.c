@@ -129,6 +129,20 @@ static uint8_t *map_session_file(const char *directory, const char *name, uint64
     return base;
 }
 
+/* A store into a file of the session found no page: the disk is full in a way that asking for memory ahead did not show
+ * (old kernels, file systems that copy on write), or somebody cut the file. What is written there is lost then. */
+bool cs_files_mend(uint64_t address) {
+    const struct cs_shared_file *files[] = {&cs_session.events_file, &cs_session.journal_file};
+    for (int i = 0; i < 2; i++) {
+        if (address - (uint64_t)files[i]->base >= files[i]->bytes)
+            continue;
+        cs_session.torn = true;
+        return cs_map((void *)(address & ~4095ull), 4096, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    }
+    return false;
+}
+
 /* The pages that a child of fork gets zeroed: the process's facts, then the blocks of threads. */
 static bool prepare_blocks(void) {
     if (cs_session.blocks)

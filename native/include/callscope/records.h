@@ -14,6 +14,10 @@
 #define CS_JOURNAL_HEADER_BYTES 4096u
 #define CS_JOURNAL_PIDS 1024u
 #define CS_JOURNAL_BYTES 0x8000000u
+#define CS_JOURNAL_CELL_BYTES 192u
+#define CS_STOP_NONE 0u
+#define CS_STOP_SIZE 1u
+#define CS_STOP_DISK 2u
 
 #define CS_FEATURE_NO_CLOCK 1u
 #define CS_FEATURE_KEEP_LAST 2u
@@ -65,6 +69,7 @@
 #define CS_JOURNAL_NOTE 9u
 #define CS_JOURNAL_THREAD_CREATED 10u
 #define CS_JOURNAL_SCRIPT_FUNCTION 11u
+#define CS_JOURNAL_DUMP 12u
 #define CS_SCRIPT_CODE 0u
 #define CS_SCRIPT_NATIVE 1u
 #define CS_CAUSE_LAUNCH 0u
@@ -169,9 +174,17 @@ struct cs_events_header {
     uint32_t stacks_signal; /* signal at which every thread's stack is captured, or 0 */
     uint64_t stacks_every; /* nanoseconds of each thread's processor time between captures of its stack, or 0 */
     uint32_t next_script; /* atomic: functions of interpreters that have an id so far; the first is SCRIPT_FIRST */
-    uint32_t reserved1[9];
+    uint32_t stopped; /* atomic: why recording stopped for good, STOP_* */
+    uint64_t stopped_tsc; /* when it did */
+    uint64_t allowed; /* claims below this number may be met, for now; 0: all. Agents stop recording where one may not */
+    uint64_t keep_ticks; /* under KEEP_LAST: what ended so many ticks ago may go before the ring is full; 0: nothing */
+    uint64_t ring_used; /* atomic, with keep_ticks: chunks that were ever used */
+    uint64_t ring_hand; /* atomic, with keep_ticks: the number of the chunk to be looked at next */
+    uint32_t dump_signal; /* signal at which a DUMP record is written, or 0 */
+    uint32_t held; /* under KEEP_LAST: number of a process that crashed; its chunks are not used again before held_until */
+    uint64_t held_until; /* a time-stamp counter; the recorder ends it when it has dumped the trace */
 };
-_Static_assert(sizeof(struct cs_events_header) == 120, "events_header");
+_Static_assert(sizeof(struct cs_events_header) == 144, "events_header");
 
 /* First bytes of a chunk; events follow. All events of a chunk belong to one thread. */
 struct cs_chunk_header {
@@ -185,7 +198,7 @@ struct cs_chunk_header {
     uint64_t tsc; /* time-stamp counter when it was claimed; its high half is the first epoch */
     uint64_t sp; /* stack pointer when it was claimed: the high half of the events' stack pointers */
     uint64_t used; /* bytes in use, header included, once the chunk is closed; while it is open 0, or in a recycled chunk where old events may begin */
-    uint64_t namespace_id; /* of pid and tid, 0: unknown; who recycles a chunk must not take another container's ids for its own */
+    uint64_t namespace_or_end; /* while it is open: of pid and tid, 0: unknown; who recycles a chunk must not take another container's ids for its own. Then: the time-stamp counter when it was closed */
 };
 _Static_assert(sizeof(struct cs_chunk_header) == 64, "chunk_header");
 
@@ -261,8 +274,11 @@ struct cs_journal_header {
     uint32_t header_size;
     uint64_t features;
     uint64_t tail; /* atomic: offset of the first free byte */
+    uint64_t next_cell; /* atomic, under KEEP_LAST: cells claimed so far */
+    uint32_t cells; /* cells of JOURNAL_CELL_BYTES that follow the header, each with the records about one thread */
+    uint32_t lost; /* atomic: records that found no room */
 };
-_Static_assert(sizeof(struct cs_journal_header) == 32, "journal_header");
+_Static_assert(sizeof(struct cs_journal_header) == 48, "journal_header");
 
 /* Slot pid % slots of the table from JOURNAL_PIDS to JOURNAL_HEADER_BYTES: how an image started by exec finds what its process was. Agents only. */
 struct cs_journal_pid {

@@ -20,6 +20,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("bytecode", "bytecode", "Run a Python program and write every bytecode instruction it executes."),
         Command("attach", "attach", "Record a program that runs already."),
         Command("detach", "attach", "Stop recording what attach --leave left."),
+        Command("dump", "dump", "Copy what is recorded of a running program so far into a trace."),
     ),
     "Look at a trace": (
         Command("view", "view", "A trace in a browser: timeline, flame graph, functions, source."),

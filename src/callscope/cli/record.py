@@ -13,7 +13,7 @@ import click
 from callscope.cli.options import DurationType
 from callscope.cli.progress import progress_bar
 from callscope.recording.bisect import bisect as bisect_program
-from callscope.recording.options import RecordOptions, parse_size
+from callscope.recording.options import RecordOptions, parse_keep, parse_size
 from callscope.recording.record import RecordResult
 from callscope.recording.record import record as record_program
 from callscope.recording.summary import summary_lines
@@ -58,8 +58,11 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Record calls nested at most N deep."),
         click.option("--clock", type=click.Choice(["tsc", "none"]), default="tsc", show_default=True,
                      help="'none' records the order of calls without times, at a third of the cost."),
-        click.option("--keep-last", callback=as_bytes, metavar="SIZE",
-                     help="Flight recorder: keep the last SIZE bytes of events, such as 64M."),
+        click.option("--keep-last", default="0", metavar="SIZE|TIME",
+                     help="Flight recorder: keep the last SIZE bytes of events, such as 64M, or those of the last "
+                          "TIME, such as 30s."),
+        click.option("--max-size", callback=as_bytes, metavar="SIZE",
+                     help="Stop recording when the events take SIZE bytes of disk; the program goes on."),
         click.option("--calls", cls=OptionalValue, is_flag=False, flag_value="on", default="", metavar="[=once]",
                      help="Record calls of untraced functions where they are made: of libraries, of functions left "
                           "out, through pointers. =once records nothing else, and each call site once."),
@@ -89,6 +92,10 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The arguments of `record`, which `run` has too."""
+    command = click.option(
+        "--dump-on", default="", metavar="SIGNAL",
+        help="Write what a flight recorder holds to another trace when SIGNAL arrives, such as USR2.",
+    )(command)  # fmt: skip
     command = click.option(
         "--no-follow", is_flag=True, help="Leave child processes and programs started by exec alone."
     )(command)
@@ -145,4 +152,5 @@ def show_summary(result: RecordResult, reported: bool = False) -> None:
 def options_of(command: tuple[str, ...], no_follow: bool, **options: Any) -> RecordOptions:
     """What click parsed, as RecordOptions. Raises UsageError."""
     options["python"] = options.get("python") or "on"
+    options["keep_last"], options["keep_last_ns"] = parse_keep(options["keep_last"])
     return RecordOptions(command=command, follow=not no_follow, **options)

@@ -12,7 +12,7 @@ import numpy as np
 
 from callscope import format as records
 from callscope.native import kernel
-from callscope.recording.directory import read_header
+from callscope.recording.directory import read_header, used_chunks
 
 MOST_CHUNKS = 4096
 """Chunks looked at; of more, evenly spread ones are taken for the rest."""
@@ -39,9 +39,9 @@ class EventCounts:
 def count_events(path: Path) -> EventCounts:
     """Count what the events file holds; chunks that are still being written count as far as they are."""
     header = read_header(path)
-    size, claims, limit = int(header["chunk_bytes"]), int(header["next_chunk"]), int(header["chunk_limit"])
+    size, used = int(header["chunk_bytes"]), used_chunks(header)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        chunks = range(1, min(claims, limit, len(data) // size))
+        chunks = range(1, min(used, len(data) // size))
         step = -(-len(chunks) // MOST_CHUNKS) or 1
         counts = np.zeros(6, np.uint64)
         view = np.frombuffer(data, np.uint8)
@@ -56,7 +56,7 @@ def count_events(path: Path) -> EventCounts:
         lost=int(header["lost"]),
         threads=int(header["next_thread"]),
         exact=step == 1 and not counts[5],
-        wrapped=claims > limit,
+        wrapped=int(header["next_chunk"]) > used,
     )
 
 

@@ -14,6 +14,9 @@ from callscope.errors import UsageError
 
 SESSION_NAME = "session.json"
 EVENTS_NAME = "events"
+JOURNAL_NAME = "journal"
+PACKED_NAME = "packed"
+PLANS_NAME = "plans"
 
 
 def default_directory(command: tuple[str, ...]) -> Path:
@@ -79,3 +82,9 @@ def read_header(events: Path) -> np.void:
     """The events file's header, as agents have left its counters; IndexError when the file is too short."""
     header: np.void = np.fromfile(events, records.EVENTS_HEADER, 1)[0]
     return header
+
+
+def used_chunks(header: np.void) -> int:
+    """How many chunks an events file has room for so far, or had at its largest, by its header; chunk 0 counts."""
+    claimed = int(header["ring_used"]) + 1 if header["keep_ticks"] else int(header["next_chunk"])
+    return min(claimed, int(header["chunk_limit"]))

@@ -14,7 +14,7 @@ from types import TracebackType
 import callscope
 from callscope.errors import RecordError, UsageError
 from callscope.native import AGENT_NAME, PYTHON_NAME, library_path
-from callscope.recording.options import RecordOptions, parse_size
+from callscope.recording.options import RecordOptions, parse_keep
 from callscope.recording.session import Session
 
 DEFAULT = "python.trace"
@@ -30,15 +30,17 @@ class trace(ContextDecorator):  # noqa: N801  # used as a function
         load()
 
     output: the trace directory, python.trace by default. Used again, it writes to load-2.trace, load-3.trace ...
-    keep_last: bytes of events to keep, or text such as "64M"; 0 keeps all. Where the process is recorded already,
-    by `callscope record` or another trace, nothing is done. After leaving, `path` is where the trace is, or None.
-    Raises RecordError when this interpreter cannot be recorded, UsageError for impossible options.
+    keep_last: bytes of events to keep, or text such as "64M" or "30s"; 0 keeps all. Where the process is recorded
+    already, by `callscope record` or another trace, nothing is done. After leaving, `path` is where the trace is, or
+    None. Raises RecordError when this interpreter cannot be recorded, UsageError for impossible options.
     """
 
     def __init__(self, output: str | os.PathLike[str] = DEFAULT, *, keep_last: int | str = 0) -> None:
-        keep = parse_size(keep_last) if isinstance(keep_last, str) else keep_last
+        keep, keep_ns = parse_keep(keep_last) if isinstance(keep_last, str) else (keep_last, 0)
         self._first = Path(output).absolute()
-        self._options = RecordOptions((sys.executable or "python", *sys.argv), python="only", keep_last=keep)
+        self._options = RecordOptions(
+            (sys.executable or "python", *sys.argv), python="only", keep_last=keep, keep_last_ns=keep_ns
+        )
         self._used = 0
         self._session: Session | None = None
         self._pid = 0

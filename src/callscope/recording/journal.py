@@ -55,7 +55,14 @@ def summarise_journal(path: Path) -> JournalSummary:
         return summary
     data = np.fromfile(path, np.uint8, min(int(header["tail"][0]), records.JOURNAL_BYTES)).tobytes()
     at, head = records.JOURNAL_HEADER_BYTES, records.JOURNAL_RECORD.itemsize
+    empty, behind = (
+        records.JOURNAL_HEADER_BYTES + records.JOURNAL_CELL_BYTES * cells
+        for cells in (int(min(header["next_cell"][0], header["cells"][0])), int(header["cells"][0]))
+    )
     while at + head <= len(data):
+        if empty <= at < behind:  # cells that no thread had yet
+            at = behind
+            continue
         record = np.frombuffer(data, records.JOURNAL_RECORD, 1, at)[0]
         size = int(record["size"])
         if size < head or size % 8 or at + size > len(data):

@@ -13,10 +13,13 @@ from callscope.errors import UsageError
 from callscope.patching.scope import Arguments, Calls, Scope
 
 SMALLEST_KEEP = 4 << 20
+SMALLEST_SIZE = 1 << 20
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 100_000, 3_600_000_000_000
+LONGEST_KEEP = 24 * LONGEST_INTERVAL
 _NOT_TO_BE_CAUGHT = {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE,
                      signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS}  # fmt: skip
 DEPTH_LIMIT = 0xFFFFFFFF
+_SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -30,7 +33,11 @@ class RecordOptions:
     exclude_files: files of further excludes, one a line.
     max_depth: calls nested deeper are not recorded; 0 for no limit.
     clock: 'tsc', or 'none' for the order of calls without times.
-    keep_last: bytes of events to keep, the oldest making room; 0 keeps all.
+    keep_last: bytes of events to keep, the oldest making room; 0 keeps all. keep_last_ns: or of how many nanoseconds
+    until now, as long as there is room.
+    max_size: bytes that the events may take on disk; recording stops there. 0: no limit. Of a flight recorder by time:
+    bytes to keep at most.
+    dump_on: a signal at which a flight recorder is written to another trace.
     follow: trace child processes and the programs that replace the first by exec.
     args: record arguments and results, as far as prototypes are known; args_of: of functions that these globs match;
     raw_args: also the registers of functions without a prototype; prototypes: a file of C declarations.
@@ -50,6 +57,9 @@ class RecordOptions:
     max_depth: int = 0
     clock: str = "tsc"
     keep_last: int = 0
+    keep_last_ns: int = 0
+    max_size: int = 0
+    dump_on: str = ""
     follow: bool = True
     calls: str = ""
     args: bool = False
@@ -83,9 +93,29 @@ class RecordOptions:
             raise UsageError("prototypes are for arguments: add --args or --args-of")
         if self.stacks_every_ns and not SHORTEST_INTERVAL <= self.stacks_every_ns <= LONGEST_INTERVAL:
             raise UsageError("stacks can be captured every 100us to every 1h of processor time: choose between")
-        stacks_signal(self.stacks_on)
-        if self.keep_last and self.keep_last < SMALLEST_KEEP:
-            raise UsageError(f"{self.keep_last} bytes are too few for a flight recorder: keep at least 4M")
+        signal_number(self.stacks_on)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Raise UsageError when what is to be kept makes no sense."""
+        kept = self.keep_last or (self.max_size if self.keep_last_ns else 0)
+        if kept and kept < SMALLEST_KEEP:
+            raise UsageError(f"{kept} bytes are too few for a flight recorder: keep at least 4M")
+        if self.keep_last and (self.keep_last_ns or self.max_size):
+            raise UsageError("--keep-last SIZE is the size already: leave the other limit out")
+        if self.max_size and self.max_size < SMALLEST_SIZE:
+            raise UsageError(f"{self.max_size} bytes are too few for a trace: allow at least 1M")
+        if self.keep_last_ns and self.clock == "none":
+            raise UsageError("--keep-last TIME needs a clock: give a SIZE, or leave --clock none out")
+        if self.dump_on and not self.keeps_last:
+            raise UsageError("--dump-on is for a flight recorder: add --keep-last, such as --keep-last 64M")
+        if signal_number(self.dump_on) and signal_number(self.dump_on) == signal_number(self.stacks_on):
+            raise UsageError("--dump-on and --stacks-on cannot have the same signal: choose another, such as USR1")
+
+    @property
+    def keeps_last(self) -> bool:
+        """Whether this is a flight recorder: the oldest events make room for the newest."""
+        return bool(self.keep_last or self.keep_last_ns)
 
     @property
     def wants_stacks(self) -> bool:
@@ -102,7 +132,7 @@ class RecordOptions:
         return Scope(calls, self.calls == "once", arguments, self.stacks_at)
 
 
-def stacks_signal(name: str) -> int:
+def signal_number(name: str) -> int:
     """The number of a signal by its name or number, 0 for "". Raises UsageError for one that cannot be caught."""
     if not name:
         return 0
@@ -110,7 +140,7 @@ def stacks_signal(name: str) -> int:
     with suppress(KeyError):
         number = number or signal.Signals[name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"]
     if number not in signal.valid_signals() or number in _NOT_TO_BE_CAUGHT:
-        raise UsageError(f"stacks cannot be captured on signal {name!r}: choose one such as USR2")
+        raise UsageError(f"signal {name!r} is not one that can be caught for this: choose one such as USR2")
     return int(number)
 
 
@@ -123,3 +153,17 @@ def parse_size(text: str) -> int:
     if match is None:
         raise UsageError(f"{text!r} is not a size: write a number and K, M, G or T, such as 64M")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_keep(text: str) -> tuple[int, int]:
+    """Bytes and nanoseconds, one of them 0, from a size as '64M' or a time as '30s', '5min' or '1h'.
+
+    Raises UsageError.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s|min|h)\s*", text)
+    if match is None:
+        return parse_size(text), 0
+    nanoseconds = round(float(match[1]) * _SECONDS[match[2]] * 1e9)
+    if not 0 < nanoseconds <= LONGEST_KEEP:
+        raise UsageError(f"{text} cannot be kept: give a time up to 24h, or a size")
+    return 0, nanoseconds

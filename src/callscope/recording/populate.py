@@ -16,10 +16,11 @@ from typing import Final
 import numpy as np
 
 from callscope import format as records
+from callscope.recording.directory import used_chunks
 
 MADV_POPULATE_WRITE: Final = 23  # madvise(2), Linux 5.14
-FURTHEST: Final = 32
-"""chunks ahead of those claimed; no more than were claimed, so that short programs pay nothing"""
+FURTHEST: Final = 32 << 20
+"""bytes ahead of the chunks claimed; no more than were claimed, so that short programs pay nothing"""
 INTERVAL: Final = 0.002
 """seconds between looks"""
 
@@ -54,8 +55,8 @@ class Populator:
         chunk, limit = int(header["chunk_bytes"][0]), int(header["chunk_limit"][0])
         there = 1
         while not self._done.wait(INTERVAL):
-            claimed = int(header["next_chunk"][0])
-            wanted = min(claimed + min(claimed - 1, FURTHEST), limit)
+            claimed, allowed = used_chunks(header[0]), int(header["allowed"][0]) or limit
+            wanted = min(claimed + min(claimed - 1, FURTHEST // chunk), limit, allowed)
             for number in range(max(there, claimed), wanted):
                 memory.madvise(MADV_POPULATE_WRITE, number * chunk, chunk)
                 if self._done.is_set():

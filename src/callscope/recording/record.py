@@ -13,7 +13,7 @@ from callscope.errors import ImageError, PlanError, RecordError, UsageError
 from callscope.patching.cache import load_or_plan
 from callscope.patching.scope import Scope
 from callscope.recording.count import EventCounts, count_events
-from callscope.recording.directory import default_directory
+from callscope.recording.directory import JOURNAL_NAME, default_directory
 from callscope.recording.journal import JournalSummary, summarise_journal
 from callscope.recording.launch import (
     forward_signals,
@@ -30,9 +30,10 @@ from callscope.recording.populate import Populator
 from callscope.recording.preflight import Target, check_program, with_python
 from callscope.recording.rules import Rules
 from callscope.recording.server import Server
-from callscope.recording.session import JOURNAL_NAME, Session
+from callscope.recording.session import Session
 from callscope.recording.survivors import Survivor, find_survivors
 from callscope.recording.unpacked import is_packed
+from callscope.recording.watch import Watch
 from callscope.recording.wine import find_wine, launcher_command
 
 ProgressBar = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
@@ -52,7 +53,7 @@ class RecordResult:
     seconds: from its start to its end. counts, journal: what was recorded. size: bytes of disk the trace takes. images:
     what was planned. chosen: by first function id, how many functions of an image the rules chose, if not all.
     rejected: modules that could not be planned, with reasons. unmatched: rules that matched nothing. survivors:
-    processes still running.
+    processes still running. dumps: traces that a flight recorder left meanwhile; failures: why some were not written.
     """
 
     options: RecordOptions
@@ -67,6 +68,8 @@ class RecordResult:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     survivors: list[Survivor] = field(default_factory=list)
+    dumps: list[Path] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
 
 def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: Rules | None = None) -> RecordResult:
@@ -89,8 +92,11 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
         plans = Plans(session, rules, planner_of(options.scope))
         for path in images_ahead(target):
             plans.answer(Module(path, b"", is_main=True))
-        seconds, status = run_traced(options, target, session, plans, wine)
-        return finish(options, session, plans, seconds, status)
+        watch = Watch(directory)
+        with watch if options.keeps_last else nullcontext():
+            seconds, status = run_traced(options, target, session, plans, wine)
+        result = finish(options, session, plans, seconds, status)
+        return replace(result, dumps=watch.dumps, failures=watch.failures)
     except OSError as error:
         what = error.strerror or str(error)
         raise RecordError(f"cannot complete the trace {directory}: {what}; leave it alone while recording") from None

@@ -31,6 +31,7 @@ def summary_lines(result: RecordResult, reported: bool = False) -> list[str]:
         *faults(result),
         *coverage(result),
         *losses(result),
+        *limited([f"dumped: {shorten(trace)}" for trace in result.dumps] + result.failures),
         *(f"{rule} matched nothing" for rule in result.unmatched),
         *limited((f"not traced: {path}: {reason}" for path, reason in result.rejected)),
         *survivors(result),

@@ -8,6 +8,7 @@ from typing import Any
 from callscope.reports.crash_memory import Memory
 from callscope.reports.crash_unwind import Unwinder
 from callscope.reports.database import Database
+from callscope.reports.frames import Frame
 from callscope.reports.table import Column, fit, header, line, widest
 from callscope.reports.text import Style, printable, seconds
 from callscope.trace.open import Trace
@@ -22,6 +23,14 @@ ORDER BY t.start_ns, t.thread
 """
 
 
+_OPEN_CALLS = """
+SELECT w.thread, max(c.call_id) AS call_id
+FROM (SELECT unnest([{threads}]) AS thread, unnest([{creators}]) AS creator, unnest([{times}]) AS at) w
+JOIN call_rows c ON c.thread = w.creator AND c.start_ns <= w.at AND c.start_ns + c.duration_ns >= w.at
+GROUP BY w.thread
+"""
+
+
 def threads(database: Database, trace: Trace) -> list[dict[str, Any]]:
     """Every thread, in order of their starts. Times in nanoseconds since the session's start.
 
@@ -30,7 +39,8 @@ def threads(database: Database, trace: Trace) -> list[dict[str, Any]]:
     recorded), and function, file and line that the creating call returns to.
     """
     rows = database.rows(_THREADS)
-    unwinders: dict[int, Unwinder] = {}
+    places = _Places(trace)
+    calls = _open_calls(database, trace)
     for row in rows:
         thread = trace.history.threads.get(row.pop("thread"))
         last = row.pop("last_ns")
@@ -38,34 +48,53 @@ def threads(database: Database, trace: Trace) -> list[dict[str, Any]]:
             row["end_ns"] = None
         elif last is not None and database.has_clock:
             row["end_ns"] = min(row["end_ns"], last)
-        row["created_by"] = None if thread is None else _creation(database, trace, thread, unwinders)
+        row["created_by"] = None if thread is None else _creation(database, trace, thread, places, calls)
     return rows
 
 
+class _Places:
+    """Where calls that made threads return to; most threads of a program come from a few places."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._unwinders: dict[int, Unwinder] = {}
+        self._found: dict[tuple[int, int], Frame | None] = {}
+
+    def at(self, process: int, call_site: int) -> Frame | None:
+        """The place in a process, or None."""
+        if (process, call_site) not in self._found:
+            if process not in self._unwinders:
+                known = self._trace.history.processes.get(process)
+                self._unwinders[process] = Unwinder(known.modules if known else [], Memory([]), [])
+            frame = self._unwinders[process].frame({"rip": call_site, "rsp": None}, exact=False)
+            self._found[process, call_site] = frame
+        return self._found[process, call_site]
+
+
+def _open_calls(database: Database, trace: Trace) -> dict[int, int]:
+    """By thread: the call that was open in its creator when it made it."""
+    made = [(t.number, t.created) for t in trace.history.threads.values() if t.created and t.created.creator_thread]
+    if not made or not database.has_clock:
+        return {}
+    columns = {
+        "threads": ",".join(str(number) for number, _ in made),
+        "creators": ",".join(str(created.creator_thread) for _, created in made),
+        "times": ",".join(str(trace.clock.ns(created.created_tsc)) for _, created in made),
+    }
+    return {row["thread"]: row["call_id"] for row in database.rows(_OPEN_CALLS.format(**columns))}
+
+
 def _creation(
-    database: Database, trace: Trace, thread: Thread, unwinders: dict[int, Unwinder]
+    database: Database, trace: Trace, thread: Thread, places: _Places, calls: dict[int, int]
 ) -> dict[str, Any] | None:
     created = thread.created
     if created is None:
         return None
-    if thread.process not in unwinders:
-        process = trace.history.processes.get(thread.process)
-        unwinders[thread.process] = Unwinder(process.modules if process else [], Memory([]), [])
-    place = unwinders[thread.process].frame({"rip": created.call_site, "rsp": None}, exact=False)
-    at = trace.clock.ns(created.created_tsc)
-    calls = (
-        database.rows(
-            "SELECT c.call_id FROM call_rows c"
-            f" WHERE c.thread = {created.creator_thread} AND c.start_ns <= {at} AND c.start_ns + c.duration_ns >= {at}"
-            " ORDER BY c.call_id DESC LIMIT 1"
-        )
-        if database.has_clock and created.creator_thread
-        else []
-    )
+    place = places.at(thread.process, created.call_site)
     return {
         "tid": created.creator_tid,
-        "time_ns": at if database.has_clock else None,
-        "call_id": calls[0]["call_id"] if calls else None,
+        "time_ns": trace.clock.ns(created.created_tsc) if database.has_clock else None,
+        "call_id": calls.get(thread.number),
         "function": place.function if place else None,
         "module": place.module if place else None,
         "file": place.file if place else None,
