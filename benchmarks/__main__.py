@@ -21,6 +21,7 @@ from benchmarks.programs import programs
 from benchmarks.python import python
 from benchmarks.reading import reading
 from benchmarks.stacks import sampling, stacks
+from benchmarks.viewing import viewing
 
 TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "calls": calls,
@@ -34,6 +35,7 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "planning": planning,
     "start": start,
     "reading": reading,
+    "viewing": viewing,
     "stacks": stacks,
     "sampling": sampling,
 }

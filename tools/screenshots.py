@@ -1,18 +1,22 @@
 #!/usr/bin/env python3
-"""Records real programs and writes docs/images/: a picture of each view of `callscope view`, taken in Chromium.
+"""Records real programs and writes docs/images/: a picture of each view of `callscope view`, taken in Chromium, and
+of the terminal's.
 
-`python tools/screenshots.py [DIRECTORY]` needs bash, gcc, Chromium and the package `playwright`.
+`python tools/screenshots.py [DIRECTORY]` needs bash, gcc, Chromium and the packages `playwright` and `textual`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -33,6 +37,8 @@ SCRIPT: Final = (
     'squares() { for i in 1 2 3 4 5; do echo $((i * i)); done; }; squares | while read n; do echo "got $n"; done'
 )
 LARGEST: Final = 200_000
+TERMINAL: Final = (100, 30)
+"""columns and rows"""
 
 
 class Shot(NamedTuple):
@@ -125,6 +131,27 @@ def take(browser: Browser, trace: Path, shots: list[Shot], directory: Path) -> N
                 raise SystemExit(f"{file} is larger than {LARGEST} bytes")
 
 
+async def take_terminal(trace: Path, file: Path) -> None:
+    """Write the picture of the call graph in a terminal."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from callscope.reports.database import open_database
+    from callscope.trace.open import open_trace
+    from callscope.viewer.answers import Answers
+    from callscope.viewer.terminal.app import ViewApp
+
+    with open_database(trace) as database:
+        answers = Answers(database, open_trace(trace))
+        app = ViewApp(answers)
+        async with app.run_test(size=TERMINAL) as pilot:
+            await pilot.press("slash", *"weigh_all", "enter")
+            await pilot.pause(SETTLED / 1000)
+            await pilot.press("enter")
+            await pilot.pause(SETTLED / 1000)
+            picture = app.export_screenshot(simplify=True)
+        answers.close()
+    file.write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL))  # fonts from the internet
+
+
 def main() -> None:
     """Record, then take every picture."""
     from playwright.sync_api import sync_playwright
@@ -138,6 +165,9 @@ def main() -> None:
         for name in dict.fromkeys(shot.trace for shot in SHOTS):
             take(browser, Path(temporary) / f"{name}.trace", [s for s in SHOTS if s.trace == name], directory)
         browser.close()
+        with ThreadPoolExecutor(1) as pool:  # Playwright has an event loop in this thread
+            taken = take_terminal(Path(temporary) / "viewed.trace", directory / "terminal.svg")
+            pool.submit(asyncio.run, taken).result()
 
 
 if __name__ == "__main__":

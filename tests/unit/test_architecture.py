@@ -35,7 +35,8 @@ DOORS = {"__init__.py", "__main__.py", "api.py", "ipython.py", "pytest_plugin.py
 
 LIBRARIES: dict[str, set[str]] = {
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "viewer"},
+    "textual": {"viewer"},
     "iced_x86": {"binary", "patching"},
     "lief": {"binary"},
     "symbolic": {"binary"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import webbrowser
 from contextlib import closing
 from pathlib import Path
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     "--export", "export_file", type=click.Path(path_type=Path), metavar="FILE",
     help="Write the page with its most important data to one file instead, to be opened without callscope.",
 )  # fmt: skip
+@click.option("--tui", is_flag=True, help="Look at it in the terminal instead (pip install 'callscope[tui]').")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-def view(trace: Path, port: int, no_browser: bool, export_file: Path | None, force: bool) -> None:
+def view(trace: Path, port: int, no_browser: bool, export_file: Path | None, tui: bool, force: bool) -> None:
     """Look at a trace in a browser: timeline, flame graph, functions, call graph, source, modules, stacks, crash.
 
     The page is served to this machine only, under an address that holds a secret, until Ctrl-C. Nothing comes from the
@@ -39,6 +41,8 @@ def view(trace: Path, port: int, no_browser: bool, export_file: Path | None, for
     """
     from callscope.viewer.answers import Answers
 
+    if tui and (export_file is not None or port or no_browser):
+        raise UsageError("--tui is for the terminal: leave --export, --port and --no-browser out")
     output = Output("html", export_file, force)
     opened = open_trace(trace)
     with open_trace_database(trace) as database:
@@ -46,12 +50,25 @@ def view(trace: Path, port: int, no_browser: bool, export_file: Path | None, for
         with progress_bar(f"preparing the timeline of {trace.name}") as progress:
             answers = Answers(database, opened, progress)
         with closing(answers):
-            if export_file is None:
+            if tui:
+                run_in_terminal(answers)
+            elif export_file is None:
                 serve(answers, port, not no_browser)
             else:
                 from callscope.viewer.export import export_page
 
                 output.write_bytes([export_page(answers)])
+
+
+def run_in_terminal(answers: Answers) -> None:
+    """Until `q`. Raises UsageError when there is no terminal, or no Textual."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("--tui needs a terminal: callscope report, tree and graph write text")
+    try:
+        from callscope.viewer.terminal.app import ViewApp
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--tui needs the package {error.name}: pip install 'callscope[tui]'") from None
+    ViewApp(answers).run()
 
 
 def serve(answers: Answers, port: int, browser: bool) -> None:

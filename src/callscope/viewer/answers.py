@@ -33,6 +33,8 @@ MOST_EDGES: Final = 500
 MOST_STACKS: Final = 500
 MOST_ANCESTORS: Final = 200
 LONGEST_CALLS: Final = 50
+CHILDREN: Final = 100
+"""Calls that one made, answered at a time."""
 LAST_CALLS: Final = 20
 """Calls before a crash."""
 
@@ -170,6 +172,26 @@ class Answers:
             outer = enclosing_calls(self._database, number)
             rows[0]["order"] = number - self._rows.first_call(rows[0]["thread"])
             return {**rows[0], "ancestors": self._calls_of(outer[:MOST_ANCESTORS]), "ancestor_count": len(outer)}
+
+    def children(self, thread: int, call: int | None = None, after: int | None = None) -> dict[str, Any]:
+        """What a call made, or the outermost calls of a thread, in order: some `calls` as `call` has them (without what
+        is around them), from the number `after` on; `next`: where more begin, None at the end.
+        """
+        with self._lock:
+            if call is None:
+                first, is_child = self._rows.first_call(thread), "up = 0"
+                end = first + self._rows.count(thread)
+            else:
+                parent = self._calls_of([call])
+                first, is_child = call + 1, f"up = call_id - {int(call)}"
+                end = call + parent[0]["order_span"] if parent else first
+            source = self._database.calls_between(first if after is None else after, end)
+            found = self._database.rows(f"SELECT call_id FROM {source} WHERE {is_child} LIMIT {CHILDREN + 1}")
+            numbers = sorted(row["call_id"] for row in found)
+            return {
+                "calls": self._calls_of(numbers[:CHILDREN]),
+                "next": numbers[CHILDREN] if len(numbers) > CHILDREN else None,
+            }
 
     def source(self, file: str, line: int) -> dict[str, Any]:
         """Source text around a line. Raises TraceError when the trace does not name the file, or it is not there."""

@@ -53,6 +53,7 @@ class Rows:
         self.has_clock = has_clock
         self.groups: dict[int, list[RowGroup]] = {}
         self._cache: OrderedDict[RowGroup, Columns] = OrderedDict()
+        self._metadata: dict[Path, pq.FileMetaData] = {}
         self._lock = Lock()
         files = [(int(m[1]), int(m[2]), path) for path in calls.iterdir() if (m := _FILE.fullmatch(path.name))]
         for thread, _, path in sorted(files):
@@ -73,17 +74,32 @@ class Rows:
             if group in self._cache:
                 self._cache.move_to_end(group)
                 return self._cache[group]
-        columns = _decode(group, self.has_clock)
+        columns = self._decode(group)
         with self._lock:
             self._cache[group] = columns
             while len(self._cache) > 1 and sum(kept.rows for kept in self._cache) > CACHED_ROWS:
                 self._cache.popitem(last=False)
         return columns
 
+    def _decode(self, group: RowGroup) -> Columns:
+        times = ["start_ns", "duration_ns"] if self.has_clock else ["descendants"]
+        try:
+            with pq.ParquetFile(group.path, metadata=self._metadata[group.path]) as file:
+                # one request is one thread's work: several are answered at a time
+                table = file.read_row_group(group.index, columns=[*times, "function_id", "depth"], use_threads=False)
+            columns: dict[str, Any] = {name: table.column(name).to_numpy() for name in table.column_names}
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise damaged(group.path, error) from error
+        if not self.has_clock:
+            columns["start_ns"] = np.arange(group.first_number, group.first_number + group.rows)
+            columns["duration_ns"] = columns["descendants"] + 1
+        found = {"start": "start_ns", "duration": "duration_ns", "function": "function_id", "depth": "depth"}
+        return {name: columns[stored] for name, stored in found.items()}
+
     def stream(self, thread: int) -> Iterator[NDArray[np.void]]:
         """All calls of a thread in order, a row group at a time."""
         for group in self.groups.get(thread, []):
-            yield _calls(group, _decode(group, self.has_clock), 0, group.rows)
+            yield _calls(group, self._decode(group), 0, group.rows)
 
     def first_call(self, thread: int) -> int:
         """The id of a thread's first call; 0 for threads without calls."""
@@ -101,7 +117,7 @@ class Rows:
 
     def _add_file(self, thread: int, path: Path) -> None:
         try:
-            metadata = pq.read_metadata(path)
+            metadata = self._metadata[path] = pq.read_metadata(path)
             for index in range(metadata.num_row_groups):
                 part = metadata.row_group(index)
                 columns = {part.column(at).path_in_schema: at for at in range(part.num_columns)}
@@ -128,22 +144,6 @@ def _limits(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
     if found is None or not found.has_min_max:
         raise ValueError(f"{column.path_in_schema} has no statistics")
     return int(found.min), int(found.max)  # type: ignore[arg-type]  # there are some
-
-
-def _decode(group: RowGroup, has_clock: bool) -> Columns:
-    times = ["start_ns", "duration_ns"] if has_clock else ["descendants"]
-    try:
-        with pq.ParquetFile(group.path) as file:
-            # one request is one thread's work: several are answered at a time
-            table = file.read_row_group(group.index, columns=[*times, "function_id", "depth"], use_threads=False)
-        columns: dict[str, Any] = {name: table.column(name).to_numpy() for name in table.column_names}
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise damaged(group.path, error) from error
-    if not has_clock:
-        columns["start_ns"] = np.arange(group.first_number, group.first_number + group.rows)
-        columns["duration_ns"] = columns["descendants"] + 1
-    found = {"start": "start_ns", "duration": "duration_ns", "function": "function_id", "depth": "depth"}
-    return {name: columns[stored] for name, stored in found.items()}
 
 
 def _calls(group: RowGroup, columns: Columns, first: int, last: int) -> NDArray[np.void]:
