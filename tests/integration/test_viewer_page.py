@@ -161,6 +161,12 @@ def test_every_view_and_deep_links(page: "Page", trace: Path, plan_cache: Path) 
         page.keyboard.press("Backspace")
         page.click("button:has-text('By name')")
         assert boxes
+        page.goto(f"{base}#view=flame")
+        page.select_option("#flame-thread", index=2)
+        page.wait_for_selector("body[data-flame-thread='2']")
+        assert int(page.get_attribute("body", "data-flame") or 0) < int(boxes)
+        page.go_back()
+        page.wait_for_selector(f"body[data-flame='{boxes}']")
         for view, text in {
             "modules": "viewed",
             "stacks": "weigh_all",
@@ -236,6 +242,9 @@ def test_an_exported_page_works_from_a_file(page: "Page", trace: Path, plan_cach
     page.wait_for_selector("#sites td:has-text('search')")
     page.keyboard.press("2")
     page.wait_for_selector("body[data-flame]")
+    page.select_option("#flame-thread", index=2)
+    page.wait_for_selector("body[data-flame-thread='2']")
+    page.focus("#view")
     for key in "5678":
         page.keyboard.press(key)
         page.wait_for_selector("#view > *")

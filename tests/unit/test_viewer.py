@@ -2,6 +2,7 @@
 
 import http.client
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
@@ -102,6 +103,27 @@ def test_paths_weigh_what_is_below_them(tmp_path: Path, clock: bool) -> None:
         below = answers.flame(heaviest)
         assert below["node"][0] == heaviest and below["whole"] == weight(heaviest)
         assert answers.flame(10**6)["node"] == []
+
+
+@pytest.mark.parametrize("clock", [True, False])
+def test_paths_of_a_thread(tmp_path: Path, clock: bool) -> None:
+    other = Call("main", 50, (Call("only", 7), Call("walk", 3)))
+    builder = TraceBuilder([*sample().threads, Thread(9, (other,), pid=9)], clock=clock)
+    with opened(builder, tmp_path / "t.trace") as (_, answers):
+        whole = answers.flame()
+        calls, weights = Counter[int](), Counter[int]()
+        for thread in (1, 2, 3):
+            one = answers.flame(thread=thread)
+            calls.update(dict(zip(one["node"], one["calls"], strict=True)))
+            weights.update(dict(zip(one["node"], one["weight"], strict=True)))
+        assert calls == dict(zip(whole["node"], whole["calls"], strict=True))
+        assert weights == dict(zip(whole["node"], whole["weight"], strict=True))
+        names = [one["names"][number][0] for number in one["function"]]
+        assert sorted(names) == ["main", "only", "walk"]
+        assert one["whole"] == (60 if clock else 3)
+        root = one["node"][names.index("only")]
+        assert answers.flame(root, thread=3)["weight"] == [7 if clock else 1]
+        assert answers.flame(root, thread=2)["node"] == answers.flame(thread=77)["node"] == []
 
 
 def test_source_is_read_only_where_the_trace_names_it(tmp_path: Path) -> None:

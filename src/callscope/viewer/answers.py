@@ -33,6 +33,8 @@ MOST_EDGES: Final = 500
 MOST_STACKS: Final = 500
 MOST_ANCESTORS: Final = 200
 LONGEST_CALLS: Final = 50
+KEPT_FLAMES: Final = 8
+"""Threads whose paths are kept for the next question."""
 CHILDREN: Final = 100
 """Calls that one made, answered at a time."""
 LAST_CALLS: Final = 20
@@ -51,6 +53,7 @@ class Answers:
         """Make the timeline's index unless it is there; `progress` is told of it. Raises TraceError."""
         self._database, self._trace = database, trace
         self._lock, self._slow_lock = RLock(), RLock()
+        self._flames: dict[int, Flame] = {}
         self._rows = Rows(database.calls, database.has_clock)
         self._timeline = Timeline(self._rows, ensure_tiles(self._rows, database.calls, progress))
 
@@ -100,9 +103,9 @@ class Answers:
             "names": named,
         }
 
-    def flame(self, root: int | None = None, most: int = MOST_PATHS) -> dict[str, Any]:
-        """The heaviest call paths, at or below one or of all, with the names of their functions."""
-        found = self._flame.below(root, most)
+    def flame(self, root: int | None = None, most: int = MOST_PATHS, thread: int | None = None) -> dict[str, Any]:
+        """The heaviest call paths, at or below one or of all, with the names of their functions. thread: its only."""
+        found = (self._flame if thread is None else self._flame_of(thread)).below(root, most)
         return {**found, "names": self.names(set(found["function"]))}
 
     def functions(
@@ -275,6 +278,14 @@ class Answers:
     def _flame(self) -> Flame:
         with self._lock:
             return Flame(self._database)
+
+    def _flame_of(self, thread: int) -> Flame:
+        with self._slow_lock:
+            if thread not in self._flames:
+                while len(self._flames) >= KEPT_FLAMES:
+                    del self._flames[next(iter(self._flames))]
+                self._flames[thread] = Flame(self._slow, thread)
+            return self._flames[thread]
 
     @cached_property
     def _sources(self) -> Sources:

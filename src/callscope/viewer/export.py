@@ -26,6 +26,8 @@ MOST_LANES: Final = 48
 PIXELS: Final = 4000
 """Pixels of an exported timeline: it can be zoomed to about a third of the window that a screen shows."""
 MOST_STACKS: Final = 50
+MOST_PATHS: Final = 1000
+"""Paths of one thread's flame graph."""
 
 _IMPORT = re.compile(r'^import [^;]*? from "\./([\w-]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=async |function |class |const |let )", re.MULTILINE)
@@ -84,6 +86,10 @@ def page_data(answers: Answers) -> dict[str, Any]:
         "function": {number: answers.function(number) for number in numbers},
         "sites": {number: answers.sites(number) for number in numbers[:SITE_FUNCTIONS]},
         "flame": answers.flame(),
+        "flames": {
+            thread["thread"]: answers.flame(most=MOST_PATHS, thread=thread["thread"])
+            for thread in (summary["threads"] if len(summary["threads"]) > 1 else [])
+        },
         "timeline": {thread["thread"]: answers.timeline(thread["thread"], window) for thread in summary["threads"]},
         "modules": answers.modules(),
         "snapshots": {**snapshots, "groups": snapshots["groups"][:MOST_STACKS]},

@@ -16,14 +16,20 @@ from callscope.reports.database import Database
 MOST_PATHS: Final = 4000
 """Paths answered: the heaviest."""
 _NODES = "SELECT node, parent, function_id, depth, calls, self_ns FROM nodes ORDER BY node"
+_OF_THREAD = """
+SELECT node, count(*) AS calls, sum(self_ns)::BIGINT AS self_ns FROM call_rows WHERE thread = {thread}
+GROUP BY node ORDER BY node
+"""
 
 
 class Flame:
-    """The paths of a trace."""
+    """The paths of a trace, or of one of its threads."""
 
-    def __init__(self, database: Database) -> None:
-        """Read them. Raises TraceError when the tables are damaged."""
+    def __init__(self, database: Database, thread: int | None = None) -> None:
+        """Read them; of a thread, all its calls. Raises TraceError when the tables are damaged."""
         nodes = database.arrays(_NODES)
+        if thread is not None:
+            nodes = _of_thread(nodes, database.arrays(_OF_THREAD.format(thread=int(thread))))
         self._node, self._function, self._calls = nodes["node"], nodes["function_id"], nodes["calls"]
         self._depth = nodes["depth"].astype(np.int64)
         self._parent = _places(self._node, nodes["parent"])
@@ -61,6 +67,14 @@ class Flame:
             inner = level[self._parent[level] >= 0]
             inside[inner] |= inside[self._parent[inner]]
         return np.flatnonzero(inside)
+
+
+def _of_thread(nodes: dict[str, NDArray[Any]], found: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The nodes that a thread's calls have, with the figures of these; a call's callers are the thread's, too."""
+    places = _places(nodes["node"], found["node"])
+    known = places >= 0
+    mine = {name: values[places[known]] for name, values in nodes.items()}
+    return mine | {name: found[name][known] for name in ("calls", "self_ns")}
 
 
 def _places(nodes: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.int64]:

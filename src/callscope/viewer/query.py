@@ -79,7 +79,8 @@ def _functions(answers: Answers, query: Query) -> Any:
 
 
 def _flame(answers: Answers, query: Query) -> Any:
-    return answers.flame(number(query, "root", high=1 << 31) if "root" in query else None)
+    chosen = {name: number(query, name, high=(1 << 31) - 1) for name in ("root", "thread") if name in query}
+    return answers.flame(**chosen)
 
 
 def _function(answers: Answers, query: Query) -> Any:

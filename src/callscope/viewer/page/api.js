@@ -35,7 +35,7 @@ async function fromServer(address) {
 
 async function fromPage(name, parameters) {
   if (name === "functions") return functionsOfPage(parameters);
-  const kept = embedded[name];
+  const kept = name === "flame" && parameters.thread !== undefined ? embedded.flames[parameters.thread] : embedded[name];
   const key = { timeline: "thread", function: "id", sites: "id", longest: "id" }[name];
   const answer = kept !== undefined && key ? kept[parameters[key]] : kept;
   if (answer === undefined) throw new Error("this is not in the exported page: open the trace with callscope view");

@@ -18,7 +18,7 @@ export function crashView(container, context) {
     const frames = crash.facts.backtrace.map((frame) => ({ ...frame, function: frame.function_name, module: frame.library_name,
       inlined: frame.inlines.map((inlined) => ({ ...inlined, function: inlined.function_name })) }));
     const place = crash.facts.backtrace.find((frame) => frame.file);
-    pane.append(element("div", { className: "columns" },
+    pane.append(element("div", { className: "columns report" },
       element("div", {}, element("h2", { className: "bad" }, visible(crash.text[0])),
         element("h3", {}, "Back-trace"), framesTable(frames, () => source),
         element("h3", {}, "Report"), element("pre", {}, crash.text.slice(1).map(visible).join("\n"))),

@@ -40,15 +40,18 @@ class FlameView {
   }
 
   update(before) {
-    if (before.root !== state.root) this.load();
+    if (before.root !== state.root || before.thread !== state.thread) this.load();
     else if (before.order !== state.order) this.place();
     else this.refresh();
   }
 
   async load() {
-    const root = stateNumber("root");
+    const asked = Object.fromEntries(["root", "thread"].map((name) => [name, stateNumber(name)]).filter(([, value]) => value !== null));
+    const wanted = this.wanted = JSON.stringify(asked);
     try {
-      this.data = await ask("flame", root === null ? {} : { root });
+      const answer = await ask("flame", asked);
+      if (this.wanted !== wanted) return;
+      this.data = answer;
     } catch (error) {
       this.context.notice(error.message);
       return;
@@ -71,11 +74,24 @@ class FlameView {
     const heavy = state.order === "heavy";
     const order = (name, title) => element("button", { className: (name === "heavy") === heavy ? "on" : "",
       onclick: () => go({ order: name === "heavy" ? "heavy" : null }) }, title);
-    const out = root === null ? null : link("whole program", () => go({ root: null }));
+    const out = root === null ? null : link(stateNumber("thread") === null ? "whole program" : "whole thread", () => go({ root: null }));
     const left = this.data.left_out ? `, ${count(this.data.left_out)} narrow paths left out` : "";
-    this.head.replaceChildren(order("name", "By name"), order("heavy", "Left heavy"), ...(out ? [out] : []),
+    this.head.replaceChildren(...this.threadChoice(), order("name", "By name"), order("heavy", "Left heavy"), ...(out ? [out] : []),
       element("span", { className: "dim" },
         `${this.weightText(this.data.whole)} in ${count(this.data.node.length)} paths${left}. Click: zoom; double click: call graph`));
+  }
+
+  /** All threads or one, where there are several. */
+  threadChoice() {
+    const threads = this.context.summary.threads.filter((thread) => thread.lanes > 0);
+    if (threads.length < 2) return [];
+    const titles = threads.map(({ thread, name, tid, pid, calls }) => [String(thread),
+      `${visible(name || "thread")} ${tid} of process ${pid}, ${count(calls)} calls`]);
+    const choice = element("select", { id: "flame-thread", title: "Thread",
+      onchange: () => go({ thread: choice.value || null, root: null }) },
+    ...[["", `all ${threads.length} threads`], ...titles].map(([value, title]) => element("option", { value }, title)));
+    choice.value = state.thread || "";
+    return [choice];
   }
 
   /** Lay boxes out: {at, x, wide (shares), level}. */
@@ -141,10 +157,14 @@ class FlameView {
     }
     draw.globalAlpha = 1;
     document.body.dataset.flame = `${this.boxes.length}`;
+    document.body.dataset.flameThread = String(stateNumber("thread") ?? "");
   }
 
   names(box) {
-    if (box.at < 0) return [this.context.summary.name, null];
+    if (box.at < 0) {
+      const chosen = this.context.summary.threads.find((thread) => thread.thread === stateNumber("thread"));
+      return [chosen ? `${chosen.name || "thread"} ${chosen.tid}` : this.context.summary.name, null];
+    }
     return this.data.names[this.data.function[box.at]] || ["?", null];
   }
 

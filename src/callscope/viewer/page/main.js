@@ -102,7 +102,7 @@ function onKey(event) {
     go({ call: null, search: null });
     return;
   }
-  if (event.target instanceof HTMLInputElement || helpElement.open) return;
+  if (event.target instanceof HTMLInputElement || event.target instanceof HTMLSelectElement || helpElement.open) return;
   const names = Object.keys(VIEWS);
   if (event.key >= "1" && event.key <= String(names.length)) go({ view: names[Number(event.key) - 1] });
   else if (event.key === "/") searchElement.focus();

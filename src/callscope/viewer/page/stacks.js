@@ -24,8 +24,8 @@ export function stacksView(container, context) {
 
 function stack(group, open, target) {
   const first = group.frames[0];
-  const head = `${count(group.count)} ×  ${visible(first?.function || "?")}  (${group.causes.join(", ")}; ${moment(group.first_ns)} to ${
-    moment(group.last_ns)})`;
+  const when = group.count > 1 ? `${moment(group.first_ns)} to ${moment(group.last_ns)}` : `at ${moment(group.first_ns)}`;
+  const head = `${count(group.count)} ×  ${visible(first?.function || "?")}  (${group.causes.join(", ")}; ${when})`;
   return element("details", { className: "stack", open }, element("summary", {}, head), framesTable(group.frames, target),
     group.ends ? element("p", { className: "dim" }, group.ends) : null);
 }
