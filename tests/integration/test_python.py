@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -262,13 +265,63 @@ drive()
 """
 
 
-def test_greenlets_have_stacks_of_their_own(tmp_path: Path, plan_cache: Path) -> None:
+def printed_callers(text: str) -> Counter[tuple[str, str]]:
+    """(caller, called) as the tree's indentation tells."""
+    found: Counter[tuple[str, str]] = Counter()
+    callers: dict[int, str] = {0: ""}
+    for line in text.splitlines():
+        if match := re.match(r"^[ 0-9.a-z]*?  [0-9]+  ( *)(?:/\* (\S+) goes on \*/|([^ ]+?)\(\)( {|;))", line):
+            indent, back, name, _ = match.groups()
+            if back:
+                callers[len(indent)] = back.rsplit("!")[-1]
+                continue
+            called = name.rsplit("!")[-1]
+            found[callers[len(indent)], called] += 1
+            callers[len(indent) + 2] = called
+    return found
+
+
+@pytest.fixture
+def green(tmp_path: Path, plan_cache: Path) -> Path:
+    """A trace of greenlets that take turns."""
     pytest.importorskip("greenlet")
     (tmp_path / "green.py").write_text(GREENLETS)
-    outcome = run_traced([sys.executable, tmp_path / "green.py"], tmp_path / "green.trace", plan_cache)
-    trace = traced(outcome)
+    return traced(run_traced([sys.executable, tmp_path / "green.py"], tmp_path / "green.trace", plan_cache))
+
+
+def tree_of(trace: Path, cache: Path, *options: str) -> str:
+    command: list[str | Path] = [sys.executable, "-m", "callscope", "tree", trace, *options]
+    return run_plain(command, env=tool_environment(cache)).output
+
+
+def test_greenlets_stand_under_their_callers_in_the_tree(green: Path, plan_cache: Path) -> None:
+    own = ("leaf", "inner", "worker", "drive")
+    wanted = rows(
+        green,
+        "SELECT coalesce(p.function, ''), c.function, count(*) FROM calls c LEFT JOIN calls p "
+        f"ON p.call_id = c.parent_id WHERE c.function IN {own} GROUP BY ALL",
+    )
+    text = tree_of(green, plan_cache, "-f", "green.py!<module>")
+    found = {(caller, called): count for (caller, called), count in printed_callers(text).items() if called in own}
+    assert found == {(caller, called): count for caller, called, count in wanted}
+    assert text.count("{") == text.count("}")
+
+
+def test_greenlets_in_a_tree_of_few_levels(green: Path, plan_cache: Path) -> None:
+    shown = printed_callers(tree_of(green, plan_cache, "-f", "drive", "--depth", "3"))
+    below = [("", "drive", 1), ("drive", "greenlet.switch", 8), ("drive", "leaf", 8), ("greenlet.switch", "worker", 2)]
+    assert {(caller, called): shown[caller, called] for caller, called, _ in below} == {
+        (caller, called): count for caller, called, count in below
+    }
+    assert not any(caller == "worker" for caller, _ in shown)
+    levels = [json.loads(line)["depth"] for line in tree_of(green, plan_cache, "--format", "json", "--depth", "4")
+              .replace("},", "}").splitlines() if line.startswith("{")]  # fmt: skip
+    assert levels and [(len(levels),)] == rows(green, "SELECT count(*) FROM calls WHERE depth < 4")
+
+
+def test_greenlets_have_stacks_of_their_own(green: Path) -> None:
     found = rows(
-        trace,
+        green,
         "SELECT p.function, c.function, count(*), count(DISTINCT p.call_id) FROM calls c JOIN calls p "
         "ON p.call_id = c.parent_id WHERE c.function IN ('leaf', 'inner', 'worker') GROUP BY ALL ORDER BY ALL",
     )
@@ -280,7 +333,7 @@ def test_greenlets_have_stacks_of_their_own(tmp_path: Path, plan_cache: Path) ->
         ("worker", "leaf", 6, 2),
     ]
     own = "SELECT count(*) FROM calls WHERE function IN ('leaf', 'inner', 'worker', 'drive') AND ended_by <> 'return'"
-    assert rows(trace, own) == [(0,)]
+    assert rows(green, own) == [(0,)]
 
 
 CHOICES = [

@@ -15,7 +15,7 @@ from callscope.reports.calls import fields_of
 from callscope.reports.database import CAPTURED_JOINS, CAPTURED_TEXTS, Database
 from callscope.reports.selection import Selection, check_calls, check_clock, condition, functions_matching
 from callscope.reports.text import NO_CLOCK, Style, plural
-from callscope.reports.tree_text import Row, Shape, TreeWriter
+from callscope.reports.tree_text import Row, Shape, TreeWriter, caller_of
 
 BLOCK: Final = 1 << 17
 """Calls read at a time when looking for those around one."""
@@ -52,19 +52,34 @@ def json(database: Database, selection: Selection, shape: Shape) -> Iterator[str
     check_calls(database)
     source = _Source(database, selection, shape)
     fields = ", ".join(f"{name}: v.{name}" for name in fields_of(database))
-    ends: list[int] = []
+    levels = _Levels()
     shown = 0
     for *columns, _arguments, _result, value in source.rows(f"to_json({{{fields}, descendants: c.descendants}})"):
         row = Row._make([*columns, None, None])
-        while ends and ends[-1] < row.call_id:
-            ends.pop()
-        if shape.depth and len(ends) >= shape.depth:
+        if shape.depth and levels.of(row) >= shape.depth:
             continue
-        ends.append(row.call_id + row.descendants)
         yield value
         shown += 1
         if shown == shape.limit:
             return
+
+
+class _Levels:
+    """How many of the calls that a call is in are in the tree."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[int, int]] = {}  # call: the last that began before it ended, its level
+        self._most = 10_000
+
+    def of(self, row: Row) -> int:
+        """A call's level, the root's being 0. To be asked for each call."""
+        _, above = self._open.get(caller_of(row), (0, -1))
+        if row.descendants:
+            if len(self._open) > self._most:
+                self._open = {call: entry for call, entry in self._open.items() if entry[0] >= row.call_id}
+                self._most = 2 * len(self._open) + 10_000
+            self._open[row.call_id] = (row.call_id + row.descendants, above + 1)
+        return above + 1
 
 
 class _Source:

@@ -11,6 +11,7 @@ from callscope.reports.database import Database
 from callscope.reports.markers import before_calls
 from callscope.reports.selection import command_line, label, main_module, origin
 from callscope.reports.text import BOLD, DIM, YELLOW, Style, cut, duration, duration_colour, plural, printable, shorten
+from callscope.reports.tree_stacks import NONE, Open, Stacks
 
 INDENT: Final = 2
 DEEPEST_INDENT: Final = 100
@@ -54,16 +55,6 @@ class Shape:
     fold: bool = False
 
 
-@dataclass(slots=True)
-class _Open:
-    """An opening brace: of a call or, when `via` is set, of untraced code between a call and the next."""
-
-    end: int
-    closing: str
-    module: str
-    via: str | None = None
-
-
 class _Name(NamedTuple):
     """How a function is written. brackets: what follows the text, nothing when that ends in the parameters."""
 
@@ -95,12 +86,11 @@ class TreeWriter:
     first_calls: dict[int, int]
     shown: int = 0
     cut: bool = False
-    _stack: list[_Open] = field(default_factory=list)
-    _level: int = 0  # calls on the stack
     _names: dict[tuple[int, str], _Name] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         database = self.database
+        self._stacks = Stacks(hides=bool(self.shape.depth))
         self._clock = database.has_clock
         self._markers = before_calls(database)
         self._threads = {row["thread"]: row for row in database.rows("FROM threads")}
@@ -123,7 +113,7 @@ class TreeWriter:
             before, seen = seen, row.call_id
             if waiting is not None:
                 if row.call_id <= waiting.row.call_id + waiting.row.descendants:
-                    if self.shape.depth and self._level + 1 >= self.shape.depth:
+                    if self._is_too_deep(waiting.row, row):
                         continue
                     yield self._open(waiting.row)
                 elif self.shape.fold and alike(waiting, row) and not self._is_marked(row.thread, row.call_id):
@@ -142,9 +132,10 @@ class TreeWriter:
             if row.thread != thread:
                 yield from self._heading(row.thread, first=thread is None)
                 thread = row.thread
-            if row.call_id == self.first_calls.get(thread) and row.call_id > before + 1 and self._stack:
+            if row.call_id == self.first_calls.get(thread) and row.call_id > before + 1 and self._stacks.now:
                 yield self._prefix(None) + self._indent() + self.style.paint("/* earlier calls left out */", DIM)
             yield from self._marks(thread, row.call_id)
+            yield from self._switch(row)
             yield from self._bridge(row)
             waiting = _Leaf(row, 1, row.duration_ns)
         if waiting is not None:
@@ -167,8 +158,7 @@ class TreeWriter:
         name = self._name(row.function_id)
         line = self._call(row, row.duration_ns, f"{brackets_of(row, name)} {{")
         closing = shorten(name.text, LONGEST_CLOSING)
-        self._stack.append(_Open(row.call_id + row.descendants, closing, name.module))
-        self._level += 1
+        self._stacks.open(row.call_id, row.call_id + row.descendants, closing, name.module)
         return line
 
     def _leaf(self, leaf: _Leaf) -> str:
@@ -200,25 +190,42 @@ class TreeWriter:
     def _bridge(self, row: Row) -> Iterator[str]:
         """The brace of untraced code around a call made through it; calls in a row through the same share one."""
         via = self._via(row.site) if row.gap else None
-        if self._stack and self._stack[-1].via not in (None, via):
-            yield self._closing(self._stack.pop())
-        if via is not None and not (self._stack and self._stack[-1].via == via):
-            end = self._stack[-1].end if self._stack else row.call_id + row.descendants
+        stacks = self._stacks
+        if stacks.now and stacks.now[-1].via not in (None, via):
+            yield self._closing(stacks.close())
+        if via is not None and not (stacks.now and stacks.now[-1].via == via):
+            end = stacks.now[-1].end if stacks.now else row.call_id + row.descendants
             room = (self.style.width or 0) - self._margin - len(self._indent()) - 14
             text = f"[untraced {self.style.name(via, room)}]"
             yield f"{self._prefix(None)}{self._indent()}{self.style.paint(text + ' {', DIM)}"
-            self._stack.append(_Open(end, text, self._module, via))
+            stacks.open(stacks.call, end, text, self._module, via)
+
+    def _switch(self, row: Row) -> Iterator[str]:
+        """What is written where a thread goes on with another of its stacks: a coroutine's, a greenlet's."""
+        changed, closed = self._stacks.switch(row.call_id, caller_of(row))
+        yield from map(self._closing, closed)
+        if changed and self._stacks.now:
+            text = f"/* {self._stacks.now[-1].closing} goes on */"
+            yield f"{self._prefix(None)}{self._indent()}{self.style.paint(text, YELLOW)}"
+
+    def _is_too_deep(self, waiting: Row, row: Row) -> bool:
+        """Whether a call that began while another was open is not shown, for that is the last level that is."""
+        if not self.shape.depth or self._stacks.depth + 1 < self.shape.depth:
+            return False
+        if not self._stacks.is_hidden(waiting.call_id):
+            self._stacks.hide(waiting.call_id, waiting.call_id + waiting.descendants)
+        if not self._stacks.is_hidden(caller_of(row)):
+            return False
+        self._stacks.hide(row.call_id, row.call_id + row.descendants)
+        return True
 
     def _close(self, call_id: int | None) -> Iterator[str]:
         """Closing braces of all that has ended before a call, or of everything."""
-        while self._stack and (call_id is None or self._stack[-1].end < call_id):
-            entry = self._stack.pop()
-            self._level -= entry.via is None
-            yield self._closing(entry)
+        yield from map(self._closing, self._stacks.ended(call_id))
 
-    def _closing(self, entry: _Open) -> str:
+    def _closing(self, entry: Open) -> str:
         comment = self.style.paint(f"/* {entry.closing} */", DIM)
-        return f"{self._prefix(None)}{self._indent()}}} {comment}"
+        return f"{self._prefix(None)}{self._indent(entry.level)}}} {comment}"
 
     def _heading(self, thread: int, first: bool) -> Iterator[str]:
         """A line about a thread, from which on lines are this thread's."""
@@ -242,9 +249,9 @@ class TreeWriter:
             return f"{'':{_DURATION_COLUMNS}}  {self._tid}  "
         return f" {self.style.paint(duration(ns), *duration_colour(ns))}  {self._tid}  "
 
-    def _indent(self) -> str:
-        """The space before a line, a brace deep for each open one; the number of the level where that is too much."""
-        level = len(self._stack)
+    def _indent(self, of: int | None = None) -> str:
+        """The space before a line, a brace deep for each around it; the number of the level where that is too much."""
+        level = self._stacks.level if of is None else of
         if level < len(self._indents):
             return self._indents[level]
         return f"{self._indents[-1]}(+{level - len(self._indents) + 1}) "
@@ -252,7 +259,7 @@ class TreeWriter:
     @property
     def _module(self) -> str:
         """The module of the innermost open call; outside of all calls, the program."""
-        return self._stack[-1].module if self._stack else self._main
+        return self._stacks.now[-1].module if self._stacks.now else self._main
 
     def _name(self, function: int) -> _Name:
         """A function's name, with its module where that changes: where it is not that of the call around it."""
@@ -267,6 +274,11 @@ class TreeWriter:
 
     def _via(self, site: int) -> str:
         return printable(self._sites.get(site) or "?")
+
+
+def caller_of(row: Row) -> int:
+    """The id of the call that made it, or NONE."""
+    return row.call_id - row.up if row.up > 0 else NONE
 
 
 def brackets_of(row: Row, name: _Name) -> str:
