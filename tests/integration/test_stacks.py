@@ -84,18 +84,24 @@ def test_libraries_at_the_same_address_are_told_apart(
 
 
 def test_threads_that_load_and_unload(program: Path, libraries: list[Path], record: Record) -> None:
-    trace = record(program, "threads", *libraries, "40", modules=("captures",))
+    """Eight threads, a thousand times each, while two others capture their own stacks."""
+    trace = record(program, "threads", *libraries, "1000", modules=("captures",))
     counts: Counter[str] = Counter()
-    for tag, stack, why in stacks_of(trace):
-        assert why is None
-        if tag == 1:
-            assert names(stack)[:2] == ["steady", "capture_meanwhile"]
+    at: dict[int, set[str | None]] = {}
+    for one, group in Stacks(open_trace(trace)).each():
+        assert ends(group) is None
+        places = [(f.function, f.module, Path(f.file or "").name, f.line) for f in group.frames[:3]]
+        if one.tag == 1:
+            assert [place[0] for place in places[:2]] == ["steady", "capture_meanwhile"]
         else:
-            name = ("foo", "bar")[tag - 1000]
-            assert stack[:3] == [(f"inside_{name}", f"lib{name}.so"), ("library_entry", f"lib{name}.so"),
-                                 ("churn", "captures")]  # fmt: skip
-        counts["steady" if tag == 1 else "library"] += 1
-    assert counts["library"] == 8 * 40 and counts["steady"] > 0
+            name = ("foo", "bar")[one.tag - 1000]
+            inside = [("library_entry", f"lib{name}.so", "captures_library.c", 12), ("churn", "captures")]
+            inside.insert(0, (f"inside_{name}", f"lib{name}.so", "captures_library.c", 7))
+            assert [*places[:2], places[2][:2]] == inside
+            at.setdefault(one.addresses[0][0], set()).add(name)
+        counts["steady" if one.tag == 1 else "library"] += 1
+    assert counts["library"] == 8 * 1000 and counts["steady"] > 0
+    assert any(len(names_there) == 2 for names_there in at.values())  # both lay at one address
 
 
 @pytest.mark.parametrize("depth", [0, 100, 1000])
