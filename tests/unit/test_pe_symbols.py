@@ -70,6 +70,14 @@ def test_names_and_lines_that_mingw_writes(tmp_path: Path) -> None:
     assert symbols.problems == []
 
 
+@needs_mingw
+def test_exported_functions_have_their_names_up_to_their_ends(tmp_path: Path) -> None:
+    path = build(tmp_path, "mingw")
+    symbols = open_symbols(path)
+    start = starts(path, symbols)["shown"]
+    assert symbols.names([start, start + 1, start + 9]) == ["shown"] * 3
+
+
 def test_names_and_lines_of_a_pdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = build(tmp_path / "zig", "zig-windows")
     pdb = path.with_suffix(".pdb")

@@ -30,9 +30,13 @@ _DWARF_SECTION = "/"
 
 
 def name_tables(image: PeImage) -> list[tuple[SymbolTable, int]]:
-    """(symbols, base) of the COFF symbol table and the exports, in the form of ELF symbols."""
+    """(symbols, base) of the COFF symbol table and the exports, in the form of ELF symbols.
+
+    Exports name a place each; beside a COFF symbol table, which has all functions, they reach to the next.
+    """
     found = []
-    for symbols, is_complete, binding in ((image.symbols, True, STB_LOCAL), (image.exports, False, STB_GLOBAL)):
+    every = len(image.symbols.names) > 0
+    for symbols, is_complete, binding in ((image.symbols, True, STB_LOCAL), (image.exports, every, STB_GLOBAL)):
         strings = b"\0".join(name.encode() for name in symbols.names) + b"\0"
         lengths = np.array([len(name.encode()) + 1 for name in symbols.names], np.int64)
         records = np.zeros(len(symbols.names), elf.SYMBOL)
