@@ -27,11 +27,11 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
     places = {number: f'"pid": {pid}, "tid": {tid}' for number, (pid, tid, _) in who.items()}
     nameless = json.dumps("?")
     scale = 1000 if database.has_clock else 1
-    for is_entry, time, call in steps(database, selection):
+    for is_entry, time, call, is_switch in steps(database, selection):
         when = f"{time // scale}.{time % scale:03d}" if scale > 1 else str(time)
         name = f', "name": {texts.get(call.function_id, nameless)}' if is_entry else ""
         shown = call.arguments if is_entry else call.result
-        if shown is not None:
+        if shown is not None and not is_switch:
             name += f', "args": {{"{"arguments" if is_entry else "result"}": {json.dumps(shown, ensure_ascii=False)}}}'
         yield f'{{"ph": "{"B" if is_entry else "E"}", {places[call.thread]}, "ts": {when}{name}}},'
     for marker in markers(database):

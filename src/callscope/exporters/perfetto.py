@@ -197,7 +197,7 @@ class _Encoder:
     def _captured(self, steps: NDArray[np.void]) -> Iterator[tuple[int, bytes]]:
         """Which steps have arguments or results, and these as annotations."""
         for is_entry, query in enumerate((_RESULTS, _ARGUMENTS)):
-            at = np.flatnonzero(steps["is_entry"] == is_entry)
+            at = np.flatnonzero((steps["is_entry"] == is_entry) & (steps["is_switch"] == 0))
             if not len(at):
                 continue
             calls, functions = steps["call"][at], steps["function"][at]

@@ -43,7 +43,7 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
         title = _title(pid, tid, name)
         yield f'{before}{{"type": "evented", "name": {title}, "unit": "{unit}", "events": ['
         first = last = None
-        for is_entry, time, call in found:
+        for is_entry, time, call, _ in found:
             first, comma = (time, "") if first is None else (first, ",")
             last = time
             kind = "O" if is_entry else "C"

@@ -16,12 +16,14 @@ from callscope.reports.selection import Selection, check_calls, condition
 
 STEP: Final = np.dtype(
     [("time", "<i8"), ("call", "<i8"), ("function", "<i4"), ("depth", "<u4"), ("node", "<i4"), ("is_entry", "u1"),
-     ("ended_by", "u1"), ("unused", "V2")]
+     ("ended_by", "u1"), ("is_switch", "u1"), ("unused", "V1")]
 )  # fmt: skip
 """time: nanoseconds, or without a clock the number of the step; depth: calls open around this one; node: of the
-innermost call that is open then, -1 without one; ended_by: as in ENDINGS."""
+innermost call that is open then, -1 without one; ended_by: as in ENDINGS; is_switch: the call does not begin or end, it
+goes on or waits, as the stack does (a coroutine's, a greenlet's) that it is on."""
 COLUMNS: Final = {
     "call_id": "<i8",
+    "up": "<i8",
     "start_ns": "<i8",
     "duration_ns": "<i8",
     "descendants": "<i8",

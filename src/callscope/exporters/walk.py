@@ -20,6 +20,7 @@ class Call(NamedTuple):
     """
 
     call_id: int
+    up: int
     thread: int
     function_id: int
     site: int
@@ -33,11 +34,15 @@ class Call(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An entry or exit of a call. time: nanoseconds, or without a clock the number of the step, from 0 on."""
+    """An entry or exit of a call. time: nanoseconds, or without a clock the number of the step, from 0 on.
+
+    is_switch: the call goes on, or waits, with the stack it is on (a coroutine's, a greenlet's).
+    """
 
     is_entry: bool
     time: int
     call: Call
+    is_switch: bool
 
 
 TAIL_CALL: Final = ENDINGS.index("tail_call")
@@ -63,17 +68,24 @@ def calls(database: Database, selection: Selection, captured: str = CAPTURED_TEX
 def steps(database: Database, selection: Selection) -> Iterator[Step]:
     """All steps of the threads chosen, those of a thread together, properly nested, times never going back.
 
-    A function that ended in a tail jump is left before the function it jumped to is entered. Memory grows with the
-    depth of calls only. Of `selection` thread and process are regarded. Raises TraceError.
+    A function that ended in a tail jump is left before the function it jumped to is entered. Calls on a stack that
+    waits (a coroutine's, a greenlet's) are left, and entered again when it goes on. Memory grows with the calls that
+    are open only. Of `selection` thread and process are regarded. Raises TraceError.
     """
     open_calls: list[Call] = []
+    waiting: dict[int, Call] = {}
 
     def paired(made: Iterator[NDArray[np.void]], entered: Iterator[Call]) -> Iterator[Step]:
         for array in made:
-            for is_entry, time in zip(array["is_entry"].tolist(), array["time"].tolist(), strict=True):
+            for is_entry, time, is_switch, call_id in array[["is_entry", "time", "is_switch", "call"]].tolist():
                 if is_entry:
-                    open_calls.append(next(entered))
-                yield Step(bool(is_entry), time, open_calls[-1] if is_entry else open_calls.pop())
+                    open_calls.append(waiting.pop(call_id) if is_switch else next(entered))
+                    yield Step(True, time, open_calls[-1], bool(is_switch))
+                    continue
+                call = open_calls.pop()
+                if is_switch:
+                    waiting[call_id] = call
+                yield Step(False, time, call, bool(is_switch))
 
     with Steps(database.has_clock) as kernel:
         for _, of_thread in groupby(calls(database, selection), key=lambda call: call.thread):

@@ -37,7 +37,9 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
     who = {number: f"{pid} {tid}" for number, (pid, tid, _) in threads(database).items()}
     outside = {row["function_id"] for row in database.rows("SELECT function_id FROM functions WHERE NOT traced")}
     clock = database.has_clock
-    for is_entry, time, call in steps(database, selection):
+    for is_entry, time, call, is_switch in steps(database, selection):
+        if is_switch:
+            continue
         when = f"{time // 1_000_000_000}.{time % 1_000_000_000:09d}" if clock else str(time)
         start = f"{when} {who[call.thread]}"
         target = targets.get(call.function_id, "?")
