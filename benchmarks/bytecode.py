@@ -7,9 +7,10 @@ from pathlib import Path
 
 from benchmarks.harness import Case, MissingError, Table, measure, run
 from callscope.bytecode.codes import read_codes
-from callscope.bytecode.decode import Decoder, Executed
+from callscope.bytecode.decode import Decoder
+from callscope.bytecode.executed import Executed
 from callscope.bytecode.interpreters import Interpreter, Version, find_version
-from callscope.bytecode.run import EVENTS, Choice, Program
+from callscope.bytecode.run import EVENTS, INFERRED_VERSIONS, Choice, Program
 from callscope.bytecode.run import run as run_recorded
 from callscope.errors import RecordError
 
@@ -52,9 +53,10 @@ with open(sys.argv[2], "w") as file:
 class Measured:
     """One program in one interpreter. instructions: that it executes; stored: bytes of the recording."""
 
-    def __init__(self, directory: Path, name: str, version: Version) -> None:
+    def __init__(self, directory: Path, name: str, version: Version, infer: bool) -> None:
         self._version = version
-        self._directory = directory / f"{name}-{version[1]}"
+        self._choice = Choice(infer=infer)
+        self._directory = directory / f"{name}-{version[1]}-{infer}"
         self._directory.mkdir()
         self._source = self._directory / f"{name}.py"
         self._source.write_text(SOURCES[name] + MAIN)
@@ -75,7 +77,7 @@ class Measured:
         shutil.rmtree(recording, ignore_errors=True)
         recording.mkdir()
         program = Program(str(self._source), (str(TIMES), str(self._output)))
-        run_recorded(program, interpreter, 0, Choice(), recording)
+        run_recorded(program, interpreter, 0, self._choice, recording)
         after = float(self._output.read_text())
         if not self.instructions:
             decoder = Decoder(read_codes(recording, interpreter))
@@ -96,9 +98,10 @@ def bytecode(directory: Path, rounds: int) -> Table:
     found: dict[str, Measured] = {}
     for version in VERSIONS:
         for name in SOURCES:
-            label = f"{version[0]}.{version[1]}, {name}"
-            found[label] = Measured(directory, name, version)
-            cases.append(Case(label, found[label].recorded))
+            for infer in (False, True)[: 1 + (version in INFERRED_VERSIONS)]:
+                label = f"{version[0]}.{version[1]}, {name}{', inferred' if infer else ''}"
+                found[label] = Measured(directory, name, version, infer)
+                cases.append(Case(label, found[label].recorded))
     rows = measure(cases, rounds)
     for row in rows:
         one = found[row.name]

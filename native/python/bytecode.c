@@ -2,17 +2,19 @@
  *
  * A script of callscope's loads it before the program begins, calls start() once, and removes what could be seen of it.
  */
+#include "bytecode_frames.h"
 #include "bytecode_routes.h"
 
-/* start(version, events, codes, names, every_file, files, limit, values, heights, source, threads): `source` is
- * sys.monitoring, or the running frame. */
+/* start(version, events, codes, names, every_file, files, limit, values, infer, heights, frame, monitoring, threads):
+ * `frame` is the running one, `monitoring` that module or None. */
 static Object *start(Object *self, Object *arguments) {
     (void)self;
     const char *events, *codes;
-    Object *source, *threads;
+    Object *frame, *monitoring, *threads;
     int every_file;
-    if (!api.PyArg_ParseTuple(arguments, "issOiOliOOO", &choice.version, &events, &codes, &choice.names, &every_file,
-                              &choice.files, &choice.limit, &choice.values, &choice.heights, &source, &threads)) {
+    if (!api.PyArg_ParseTuple(arguments, "issOiOliiOOOO", &choice.version, &events, &codes, &choice.names, &every_file,
+                              &choice.files, &choice.limit, &choice.values, &choice.infer, &choice.heights, &frame,
+                              &monitoring, &threads)) {
         return NULL;
     }
     choice.every_file = every_file != 0;
@@ -23,7 +25,15 @@ static Object *start(Object *self, Object *arguments) {
         api.PyErr_SetString(api.runtime_error, "the recording's files cannot be mapped: is the disk full?");
         return NULL;
     }
-    if (!(choice.version >= 312 ? monitoring_open(source) : settrace_open(source, threads))) {
+    if (choice.infer && frames_open(frame)) {
+        stream_token(TOKEN_INFER);
+    } else if (choice.infer == INFER_ALWAYS) {
+        api.PyErr_SetString(api.runtime_error, "the frames of this build of Python are not laid out as expected");
+        return NULL;
+    } else {
+        choice.infer = 0;
+    }
+    if (!(choice.version >= 312 ? monitoring_open(monitoring) : settrace_open(frame, threads))) {
         return NULL;
     }
     api.Py_IncRef(api.none);

@@ -23,6 +23,8 @@ bool api_open(void) {
         api.PyBytes_Size = api.PyString_Size;
         api.PyBytes_FromStringAndSize = api.PyString_FromStringAndSize;
     }
+    api.thread_state =
+        api.PyThreadState_GetUnchecked ? api.PyThreadState_GetUnchecked : api._PyThreadState_UncheckedGet;
     api.none = dlsym(RTLD_DEFAULT, "_Py_NoneStruct");
     Object **error = dlsym(RTLD_DEFAULT, "PyExc_RuntimeError");
     api.runtime_error = error == NULL ? NULL : *error;

@@ -14,7 +14,8 @@ struct Object {
 };
 
 typedef Object *(*CFunction)(Object *, Object *);
-typedef Object *(*FastFunction)(Object *, Object *const *, intptr_t);
+typedef Object *FastFunctionType(Object *, Object *const *, intptr_t);
+typedef FastFunctionType *FastFunction;
 typedef int (*TraceFunction)(Object *, Object *, int, Object *);
 
 /* PyMethodDef: the same in all versions. */
@@ -78,7 +79,13 @@ enum { MODULE_API = 1013 }; /* PYTHON_API_VERSION of 2.5 to 3.14 */
     FUNCTION(PyString_Size, intptr_t, (Object *))                                                                      \
     FUNCTION(PyBytes_FromStringAndSize, Object *, (const char *, intptr_t))                                            \
     FUNCTION(PyFrame_GetLasti, int, (Object *))                                                                        \
+    FUNCTION(PyInterpreterState_ThreadHead, void *, (void *))                                                          \
+    FUNCTION(PyThreadState_GetID, uint64_t, (void *))                                                                  \
+    FUNCTION(PyThreadState_GetInterpreter, void *, (void *))                                                           \
+    FUNCTION(PyThreadState_GetUnchecked, void *, (void))                                                               \
+    FUNCTION(PyThreadState_Next, void *, (void *))                                                                     \
     FUNCTION(PyVectorcall_Function, void *, (Object *))                                                                \
+    FUNCTION(_PyThreadState_UncheckedGet, void *, (void))                                                              \
     FUNCTION(PyModule_Create2, Object *, (ModuleDefinition *, int))                                                    \
     FUNCTION(Py_InitModule4_64, Object *, (const char *, Method *, const char *, Object *, int))                       \
     FUNCTION(PyUnicode_AsUTF8, const char *, (Object *))
@@ -103,8 +110,9 @@ typedef struct {
 #define TYPE(name) Object *name;
     API_TYPES(TYPE)
 #undef TYPE
-    Object *none;          /* Py_None */
-    Object *runtime_error; /* PyExc_RuntimeError */
+    void *(*thread_state)(void); /* the calling thread's state; null where it cannot be asked for */
+    Object *none;                /* Py_None */
+    Object *runtime_error;       /* PyExc_RuntimeError */
 } Api;
 
 extern Api api;

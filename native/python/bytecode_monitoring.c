@@ -1,4 +1,5 @@
 /* CPython 3.12 on: sys.monitoring, with callbacks in C. */
+#include "bytecode_frames.h"
 #include "bytecode_routes.h"
 
 enum { FIRST_TOOL = 3, LAST_TOOL = 4 }; /* the numbers that no kind of tool claims (Doc/library/sys.monitoring.rst) */
@@ -22,12 +23,17 @@ enum { DIGITS_SHIFT = 3 };
 
 static bool integers_hold; /* checked: they are laid out so */
 
-static inline uint32_t position(Object *offset) {
+uint32_t monitoring_position(Object *offset) {
     const Integer *integer = (const Integer *)offset;
     if (__builtin_expect(integers_hold && integer->tag >> DIGITS_SHIFT == 1, true)) {
         return integer->digit >> 1;
     }
     return (uint32_t)(api.PyLong_AsLong(offset) >> 1);
+}
+
+Object *monitoring_disable(void) {
+    api.Py_IncRef(disable);
+    return disable;
 }
 
 static bool check_integer(Object *owner, const char *attribute) {
@@ -43,9 +49,9 @@ static bool check_integer(Object *owner, const char *attribute) {
 static Object *on_instruction(Object *self, Object *const *arguments, intptr_t count) {
     (void)self, (void)count;
     if (choice.values) {
-        values_record(api.PyEval_GetFrame(), arguments[0], position(arguments[1]));
+        values_record(api.PyEval_GetFrame(), arguments[0], monitoring_position(arguments[1]));
     }
-    stream_instruction(arguments[0], position(arguments[1]));
+    stream_instruction(arguments[0], monitoring_position(arguments[1]));
     return none();
 }
 
@@ -53,7 +59,7 @@ static Object *on_resume(Object *self, Object *const *arguments, intptr_t count)
     (void)self, (void)count;
     const Code *code = code_of(arguments[0]);
     if (code->number != 0) {
-        stream_start(code, position(arguments[1]) + 1);
+        (choice.infer ? infer_begin : stream_start)(code, monitoring_position(arguments[1]) + 1);
     }
     return none();
 }
@@ -74,11 +80,13 @@ static Object *on_start(Object *self, Object *const *arguments, intptr_t count) 
         if (code->code == NULL) {
             return none();
         }
-        api.Py_IncRef(disable);
-        return disable;
+        return monitoring_disable();
     }
     if (code->local_events == 0) {
         code_of(arguments[0])->local_events = 1;
+        if (choice.infer) {
+            frames_split_pairs(arguments[0]);
+        }
         Object *done = api.PyObject_CallMethod(monitoring, "set_local_events", "lOl", tool, arguments[0], local_events);
         if (done == NULL) {
             api.PyErr_Clear();
@@ -98,15 +106,33 @@ static Object *on_end(Object *self, Object *const *arguments, intptr_t count) {
     return none();
 }
 
-static struct {
+typedef struct {
     const char *event;
     FastFunction callback;
     bool local;
     Method method;
-} callbacks[] = {
+} Callback;
+
+static Callback each_instruction[] = {
     {"INSTRUCTION", on_instruction, true, {0}}, {"PY_START", on_start, false, {0}}, {"PY_RESUME", on_resume, true, {0}},
     {"PY_RETURN", on_end, true, {0}},           {"PY_YIELD", on_end, true, {0}},    {"PY_THROW", on_throw, false, {0}},
-    {"PY_UNWIND", on_end, false, {0}},
+    {"PY_UNWIND", on_end, false, {0}},          {NULL, NULL, false, {0}},
+};
+
+static Callback inferred[] = {
+    {"BRANCH", infer_branch, true, {0}},
+    {"JUMP", infer_branch, true, {0}},
+    {"CALL", infer_call, true, {0}},
+    {"PY_START", on_start, false, {0}},
+    {"PY_RESUME", on_resume, true, {0}},
+    {"PY_RETURN", infer_return, true, {0}},
+    {"PY_YIELD", infer_yield, true, {0}},
+    {"PY_THROW", infer_throw, false, {0}},
+    {"PY_UNWIND", infer_unwind, false, {0}},
+    {"RAISE", infer_raise, false, {0}},
+    {"RERAISE", infer_reraise, false, {0}},
+    {"EXCEPTION_HANDLED", infer_handled, false, {0}},
+    {NULL, NULL, false, {0}},
 };
 
 static bool done(Object *result) {
@@ -148,16 +174,15 @@ bool monitoring_open(Object *module) {
     }
     integers_hold = check_integer(events, "PY_START") && check_integer(events, "INSTRUCTION");
     long global_events = 0;
-    for (size_t i = 0; i < sizeof callbacks / sizeof callbacks[0]; i++) {
-        long event = api_integer(events, callbacks[i].event, 0);
-        callbacks[i].method =
-            (Method){callbacks[i].event, (CFunction)(void (*)(void))callbacks[i].callback, METHOD_FAST, NULL};
-        Object *callback = make_callback(&callbacks[i].method);
+    for (Callback *one = choice.infer ? inferred : each_instruction; one->event != NULL; one++) {
+        long event = api_integer(events, one->event, 0);
+        one->method = (Method){one->event, (CFunction)(void (*)(void))one->callback, METHOD_FAST, NULL};
+        Object *callback = make_callback(&one->method);
         if (callback == NULL ||
             !done(api.PyObject_CallMethod(module, "register_callback", "llO", tool, event, callback))) {
             return false;
         }
-        *(callbacks[i].local ? &local_events : &global_events) |= event;
+        *(one->local ? &local_events : &global_events) |= event;
     }
     return done(api.PyObject_CallMethod(module, "set_events", "ll", tool, global_events));
 }

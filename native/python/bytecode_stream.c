@@ -56,14 +56,19 @@ static bool next_window(void) {
     return true;
 }
 
-/* Instructions in the window that is full now. */
+static const uint8_t numbers_of[] = {
+    [TOKEN_FAR - NEAR_LIMIT] = 1,   [TOKEN_CODE - NEAR_LIMIT] = 2,   [TOKEN_START - NEAR_LIMIT] = 2,
+    [TOKEN_END - NEAR_LIMIT] = 1,   [TOKEN_THREAD - NEAR_LIMIT] = 1, [TOKEN_VALUES - NEAR_LIMIT] = 1,
+    [TOKEN_THROW - NEAR_LIMIT] = 2, [TOKEN_AT - NEAR_LIMIT] = 1,     [TOKEN_HANDLED - NEAR_LIMIT] = 1,
+    [TOKEN_FRAME - NEAR_LIMIT] = 1,
+};
+
+/* Instructions in the window that is full now, at least: more may be inferred. */
 static long window_instructions(void) {
     long count = 0;
     for (const uint8_t *next = window; next < stream.cursor;) {
         uint8_t token = *next++;
-        int numbers = token == TOKEN_CODE || token == TOKEN_START ? 2
-                      : token < NEAR_LIMIT || token == TOKEN_FULL ? 0
-                                                                  : 1;
+        int numbers = token < NEAR_LIMIT ? 0 : numbers_of[token - NEAR_LIMIT];
         size_t value = 0;
         count += token < NEAR_LIMIT || token == TOKEN_FAR || token == TOKEN_CODE;
         while (numbers-- > 0) {
@@ -97,7 +102,7 @@ static void reserve(void) {
     }
 }
 
-static void put(uint32_t number) {
+void stream_number(uint32_t number) {
     uint64_t rest = (uint64_t)number + 1;
     for (; rest >= 0x80; rest >>= 7) {
         *stream.cursor++ = (uint8_t)(rest | 0x80);
@@ -105,12 +110,12 @@ static void put(uint32_t number) {
     *stream.cursor++ = (uint8_t)rest;
 }
 
-static void token(uint8_t kind) {
+void stream_token(uint8_t kind) {
     reserve();
     *stream.cursor++ = kind;
 }
 
-static void check_thread(void) {
+void stream_thread(void) {
     uintptr_t thread = this_thread();
     if (thread == stream.thread) {
         return;
@@ -127,57 +132,62 @@ static void check_thread(void) {
         threads = more;
         threads[thread_count++] = thread;
     }
-    token(TOKEN_THREAD);
-    put(number);
+    stream_token(TOKEN_THREAD);
+    stream_number(number);
     stream.thread = thread;
     stream.code = NULL;
 }
 
+void stream_position(uint32_t at) {
+    uint32_t near = at - stream.at + NEAR_BIAS;
+    if (near - 1 < NEAR_LIMIT - 1) {
+        stream_token((uint8_t)near);
+    } else {
+        stream_token(TOKEN_FAR);
+        stream_number(at);
+    }
+    stream.at = at;
+}
+
 void stream_far(Object *code, uint32_t at) {
-    check_thread();
+    stream_thread();
     if (code == stream.code) {
-        uint32_t near = at - stream.at + NEAR_BIAS;
-        if (near - 1 < NEAR_LIMIT - 1) {
-            token((uint8_t)near);
-        } else {
-            token(TOKEN_FAR);
-            put(at);
-        }
+        stream_position(at);
     } else {
         const Code *known = code_of(code);
         if (known->number == 0) {
             return;
         }
-        token(TOKEN_CODE);
-        put(known->number);
-        put(at);
+        stream_token(TOKEN_CODE);
+        stream_number(known->number);
+        stream_number(at);
         stream.code = code;
+        stream.at = at;
     }
-    stream.at = at;
 }
 
 void stream_start(const Code *code, uint32_t at) {
-    check_thread();
-    token(TOKEN_START);
-    put(code->number);
-    put(at);
+    stream_thread();
+    stream_token(TOKEN_START);
+    stream_number(code->number);
+    stream_number(at);
     stream.code = code->code;
     stream.at = at - 1;
 }
 
 void stream_end(const Code *code) {
-    check_thread();
-    token(TOKEN_END);
-    put(code->number);
+    stream_thread();
+    stream_token(TOKEN_END);
+    stream_number(code->number);
 }
 
 void stream_values(const char *text, size_t bytes) {
-    check_thread();
+    stream_thread();
     if (stream.limit - stream.cursor < (ptrdiff_t)bytes) {
         stream.limit = stream.cursor;
     }
-    token(TOKEN_VALUES);
-    put((uint32_t)bytes);
+    stream_token(TOKEN_VALUES);
+    stream_number((uint32_t)bytes);
     memcpy(stream.cursor, text, bytes);
     stream.cursor += bytes;
 }

@@ -14,6 +14,21 @@
  *     TOKEN_VALUES    the stack before the next instruction: bytes, then as many of text
  *     TOKEN_FULL      there was no room for what followed
  *
+ * Where instructions are inferred (bytecode_infer.c), the file begins with TOKEN_INFER. Tokens then are about the
+ * current frame, one of those at work, and positions are where it goes on:
+ *
+ *     1..223          a branch or jump leads to: last position + byte - NEAR_BIAS
+ *     TOKEN_FAR       the same: position
+ *     TOKEN_START     a frame begins or is resumed, called by the current one, and is current from here on
+ *     TOKEN_THROW     the same, but it goes on where an exception leads
+ *     TOKEN_AT        the frame has begun to execute the instruction at, or in whose caches is: position
+ *     TOKEN_HANDLED   an exception, at the instruction last told of, leads to: position
+ *     TOKEN_RETURN    the frame returns; its caller is current from here on
+ *     TOKEN_YIELD     the frame yields, at the instruction last told of; likewise
+ *     TOKEN_UNWIND    the frame is left by an exception; likewise
+ *     TOKEN_FRAME     another frame is current: the how-manieth that began, from 1; 0: none
+ *     TOKEN_THREAD    what follows is of this thread: number, from 1; no frame is current
+ *
  * Code objects: number (32 bits), bytes (32 bits), then as many of marshal data. */
 #pragma once
 #include "bytecode_api.h"
@@ -27,6 +42,14 @@ enum {
     TOKEN_THREAD,
     TOKEN_VALUES,
     TOKEN_FULL,
+    TOKEN_INFER,
+    TOKEN_THROW,
+    TOKEN_AT,
+    TOKEN_HANDLED,
+    TOKEN_RETURN,
+    TOKEN_YIELD,
+    TOKEN_UNWIND,
+    TOKEN_FRAME,
 };
 
 typedef struct {
@@ -50,6 +73,8 @@ typedef struct {
     Object *heights;     /* of values, CPython 3.12 on: see Choice; null: unknown */
 } Code;
 
+enum { INFER_ALWAYS = 2 };
+
 /* Which code objects are recorded: those of the main program's file, or of files that match, or all; by name, if any.
  */
 typedef struct {
@@ -58,6 +83,7 @@ typedef struct {
     int version;     /* of the interpreter: 100 x major + minor */
     long limit;      /* instructions to record at most, about; 0: no limit */
     int values;      /* the stack's values, too */
+    int infer;       /* not each instruction, but what they can be inferred from; INFER_ALWAYS: or none */
     Object *heights; /* of values, CPython 3.12 on: gives the height of the stack before each code unit, as bytes */
 } Choice;
 
@@ -68,6 +94,14 @@ bool stream_open(const char *events, const char *codes);
 /* The known code object; a new one is looked at, and written to its file when chosen. Never null; valid until the next
  * call. Before the main program has begun, code objects other than its own are unknown: `code` is null. */
 Code *code_of(Object *code);
+
+/* Write the parts of tokens; of a number, with its token, there is room for two. */
+void stream_token(uint8_t kind);
+void stream_number(uint32_t number);
+/* A position of the current code: near or far. */
+void stream_position(uint32_t at);
+/* What follows is of this thread: nothing when it was before. */
+void stream_thread(void);
 
 void stream_far(Object *code, uint32_t at);
 void stream_start(const Code *code, uint32_t at);

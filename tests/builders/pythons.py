@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,3 +70,11 @@ def compiled(version: Version, source: Path) -> Path:
     command = [interpreter_of(version).path, "-c", script, source.name, output.name]
     subprocess.run(command, cwd=source.parent, check=True, capture_output=True)
     return output
+
+
+def calls_of(trace: Path) -> list[dict[str, Any]]:
+    """The calls of a trace."""
+    command = [sys.executable, "-m", "callscope", "calls", "--format", "json", str(trace)]
+    done = subprocess.run(command, env=tool_environment(trace.parent), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]

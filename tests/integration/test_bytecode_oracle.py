@@ -23,9 +23,12 @@ from tests.builders.pythons import VERSIONS, bytecode, interpreter_of, name_of, 
 
 needs_gdb = pytest.mark.skipif(not shutil.which("gdb"), reason="gdb is not installed")
 CORPUS: dict[str, Version] = {"basic": (2, 7), "modern": (3, 6), "match": (3, 10), "groups": (3, 11)}
+LONG: dict[str, Version] = {"flow": (3, 8)}
 CASES = [
-    pytest.param(name, version, marks=rarely(version), id=f"{name}-{name_of(version)}")
-    for name, oldest in CORPUS.items()
+    pytest.param(
+        name, version, marks=pytest.mark.long if name in LONG else rarely(version), id=f"{name}-{name_of(version)}"
+    )
+    for name, oldest in (CORPUS | LONG).items()
     for version in VERSIONS
     if version >= oldest
 ]

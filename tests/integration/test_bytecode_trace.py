@@ -1,23 +1,14 @@
 """`callscope bytecode --format trace`: instructions as calls of an ordinary trace."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from callscope.bytecode.interpreters import Version
-from tests.builders.pythons import bytecode, interpreter_of, name_of, program
+from tests.builders.pythons import bytecode, calls_of, interpreter_of, name_of, program
 from tests.builders.tracing import tool_environment
-
-
-def calls_of(trace: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "callscope", "calls", "--format", "json", str(trace)]
-    done = subprocess.run(command, env=tool_environment(trace.parent), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("version", [(2, 7), (3, 6), (3, 11), (3, 13)], ids=name_of)

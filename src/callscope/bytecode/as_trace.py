@@ -14,7 +14,7 @@ import numpy as np
 
 from callscope import format as records
 from callscope.bytecode.codes import Code
-from callscope.bytecode.decode import Edge, Executed
+from callscope.bytecode.executed import Edge, Executed
 from callscope.bytecode.text import operand_text, printable
 from callscope.errors import RecordError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from callscope.bytecode.interpreters import Interpreter
+from callscope.bytecode.interpreters import Interpreter, Version
 from callscope.bytecode.run import CODES, TARGET
 from callscope.errors import RecordError
 
@@ -54,8 +54,9 @@ class Code:
 
 @dataclass(frozen=True)
 class Codes:
-    """All code objects of a recording by number. unit: bytes of a code unit."""
+    """All code objects of a recording by number, and whose they are. unit: bytes of a code unit."""
 
+    version: Version
     unit: int
     by_number: dict[int, Code]
 
@@ -70,7 +71,7 @@ def read_codes(directory: Path, interpreter: Interpreter) -> Codes:
         raise RecordError(f"{interpreter.path} could not disassemble the recorded code: {last}")
     head = json.loads(lines[0])
     codes = (_code(json.loads(line), head["names"]) for line in lines[1:])
-    return Codes(head["unit"], {code.number: code for code in codes})
+    return Codes(interpreter.version, head["unit"], {code.number: code for code in codes})
 
 
 def _code(facts: dict[str, Any], names: list[str]) -> Code:

@@ -11,40 +11,17 @@ CPython tells of no event for some instructions that it executes, and they are s
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Final, NamedTuple
 
-from callscope.bytecode.codes import END_FOR, EXTENDED_ARG, FOR_ITER, RESUME, Code, Codes
-from callscope.bytecode.run import EVENTS
+from callscope.bytecode import tokens
+from callscope.bytecode.codes import END_FOR, EXTENDED_ARG, FOR_ITER, Code, Codes
+from callscope.bytecode.executed import NONE, Edge, Executed, opening
+from callscope.bytecode.infer import Inferred
+from callscope.bytecode.tokens import Token, Tokens
 from callscope.errors import RecordError
-
-WINDOW_BYTES: Final = 1 << 22
-NEAR_BIAS: Final = 97
-FAR: Final = 0xE0
-NONE: Final = range(0)
-CODE, START, END, THREAD, VALUES, FULL = range(0xE1, 0xE7)
-
-
-class Executed(NamedTuple):
-    """One executed instruction: its thread (from 0 on, in order of appearance), code object, and which of its
-    instructions. values: the stack before it as text, where it was recorded.
-    """
-
-    thread: int
-    code: Code
-    at: int
-    values: str | None = None
-
-
-class Edge(NamedTuple):
-    """A frame begins or goes on (`enters`), or returns, yields or is unwound."""
-
-    thread: int
-    code: Code
-    enters: bool
 
 
 @dataclass
@@ -62,6 +39,32 @@ class Decoder:
 
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
+        self.full = False
+        self.unknown = 0
+
+    def read(self, directory: Path) -> Iterator[Executed | Edge]:
+        """All of it in order. Raises RecordError when the file is damaged."""
+        read = Tokens(directory)
+        content = iter(read)
+        first = next(content, None)
+        if first is None:
+            return
+        if first[0] == tokens.INFER:
+            inferred = Inferred(self._codes, self._codes.version < (3, 13))
+            yield from inferred.of(content)
+            self.full, self.unknown = inferred.full, inferred.unknown
+        else:
+            told = Told(self._codes, read)
+            yield from told.of(chain([first], content))
+            self.full, self.unknown = told.full, told.unknown
+
+
+class Told:
+    """Instructions of which each has its token."""
+
+    def __init__(self, codes: Codes, read: Tokens) -> None:
+        self._codes = codes
+        self._tokens = read
         self._thread = 0
         self._code: Code | None = None
         self._at = 0
@@ -71,59 +74,31 @@ class Decoder:
         self.full = False
         self.unknown = 0
 
-    def read(self, directory: Path) -> Iterator[Executed | Edge]:
-        """All of it in order. Raises RecordError when the file is damaged."""
-        with (directory / EVENTS).open("rb") as file:
-            if file.seek(0, 2) == 0:
-                return
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                for start in range(0, len(content), WINDOW_BYTES):
-                    window = content[start : start + WINDOW_BYTES].rstrip(b"\0")
-                    if not window:
-                        return
-                    try:
-                        yield from self._window(window)
-                    except IndexError:
-                        return  # killed while writing a token
-
-    def _window(self, window: bytes) -> Iterator[Executed | Edge]:
-        place = 0
+    def of(self, content: Iterable[Token]) -> Iterator[Executed | Edge]:
+        """All of it in order."""
         values: str | None = None
-        while place < len(window):
-            token = window[place]
-            place += 1
-            if token < FAR:
-                yield from self._instruction(self._at + token - NEAR_BIAS, values)
-                values = None
-            elif token == CODE:
-                number, place = _number(window, place)
-                at, place = _number(window, place)
-                self._code, self._supplied = self._codes.by_number.get(number), NONE
+        for kind, first, second in content:
+            if kind == tokens.NEAR or kind == tokens.FAR or kind == tokens.CODE:
+                at = first
+                if kind == tokens.NEAR:
+                    at += self._at
+                elif kind == tokens.CODE:
+                    self._code, self._supplied, at = self._codes.by_number.get(first), NONE, second
                 yield from self._instruction(at, values)
                 values = None
-            elif token == FAR:
-                at, place = _number(window, place)
-                yield from self._instruction(at, values)
-                values = None
-            elif token == START:
-                number, place = _number(window, place)
-                at, place = _number(window, place)
-                yield from self._start(self._codes.by_number.get(number), at - 1)
-            elif token == END:
-                number, place = _number(window, place)
-                yield from self._end(self._codes.by_number.get(number))
-            elif token == THREAD:
-                self._thread, place = _number(window, place)
-                self._code = None
-            elif token == VALUES:
-                size, place = _number(window, place)
-                values = window[place : place + size].decode(errors="replace")
-                place += size
-            elif token == FULL:
+            elif kind == tokens.START:
+                yield from self._start(self._codes.by_number.get(first), second - 1)
+            elif kind == tokens.END:
+                yield from self._end(self._codes.by_number.get(first))
+            elif kind == tokens.THREAD:
+                self._thread, self._code = first, None
+            elif kind == tokens.VALUES:
+                values = self._tokens.values
+            elif kind == tokens.FULL:
                 self.full = True
                 return
             else:
-                raise RecordError(f"the recording is damaged: token {token:#x}")
+                raise RecordError(f"the recording is damaged: token {kind:#x}")
 
     def _start(self, code: Code | None, at: int) -> Iterator[Executed | Edge]:
         self._code, self._at, self._supplied = code, at, NONE
@@ -133,11 +108,9 @@ class Decoder:
         frame = Frame(code)
         self._frames.setdefault(self._thread, []).append(frame)
         index = code.by_offset.get(at * self._codes.unit)
-        if index is None or code.instructions[index].name != RESUME:
-            return
-        for before in range(0 if index == code.opening else index, index + 1):
+        for before in opening(code, index):
             yield Executed(self._thread, code, before)
-        frame.last, self._supplied = index, range(at, at + 1)
+            frame.last, self._supplied = before, range(at, at + 1)
 
     def _end(self, code: Code | None) -> Iterator[Edge]:
         frames = self._frames.get(self._thread, [])
@@ -188,15 +161,3 @@ def _loop_end(code: Code, last: int, index: int) -> range:
             if code.instructions[first].name == END_FOR and behind in ([], ["POP_TOP"], ["POP_ITER"]):
                 return range(first, index)
     return range(0)
-
-
-def _number(window: bytes, place: int) -> tuple[int, int]:
-    """A number, and the place behind it. Raises IndexError at the window's end."""
-    value = shift = 0
-    while True:
-        byte = window[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value - 1, place
-        shift += 7

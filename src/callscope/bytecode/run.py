@@ -27,6 +27,7 @@ TARGET = Path(__file__).parent / "target"
 DIRECTORY_VARIABLE = "CALLSCOPE_BYTECODE"
 PATH_VARIABLE = "PYTHONPATH"
 LAST_WITH_VALUES = (3, 13)
+INFERRED_VERSIONS = ((3, 12), (3, 13))
 EVENTS, CODES = "events", "codes"
 
 
@@ -43,13 +44,15 @@ class Program:
 @dataclass(frozen=True)
 class Choice:
     """What to record: names of code objects (globs), and files (globs; none: the program's own). limit: about how many
-    instructions, 0 for all. values: the stack's, too.
+    instructions, 0 for all. values: the stack's, too. infer: record only what instructions can be inferred from; None:
+    where that can be done.
     """
 
     names: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     limit: int = 0
     values: bool = False
+    infer: bool | None = None
 
 
 def choose_interpreter(program: Program) -> tuple[Interpreter, int]:
@@ -86,7 +89,7 @@ def run(program: Program, interpreter: Interpreter, header: int, choice: Choice,
     """
     if choice.values and interpreter.version > LAST_WITH_VALUES:
         raise UsageError("--values: the stacks of CPython 3.14 cannot be read; leave it out")
-    _prepare(program, header, choice, directory)
+    _prepare(program, header, choice, _inference(choice, interpreter), directory)
     first = ["-m", program.name] if program.is_module else [program.name]
     environment = os.environ | {DIRECTORY_VARIABLE: str(directory), PATH_VARIABLE: _search_path(directory)}
     status = _wait([interpreter.path, *first, *program.arguments], environment)
@@ -107,7 +110,20 @@ def _search_path(directory: Path) -> str:
     return os.pathsep.join([str(directory), *filter(None, [os.environ.get(PATH_VARIABLE)])])
 
 
-def _prepare(program: Program, header: int, choice: Choice, directory: Path) -> None:
+def _inference(choice: Choice, interpreter: Interpreter) -> int:
+    """0: each instruction; 1: infer if possible; 2: infer or refuse. Raises UsageError."""
+    possible = interpreter.version in INFERRED_VERSIONS
+    if choice.infer and choice.values:
+        raise UsageError("--infer and --values exclude each other: values are read at each instruction; leave one out")
+    if choice.infer and not possible:
+        name = ".".join(map(str, interpreter.version))
+        raise UsageError(
+            f"--infer: instructions of CPython {name} cannot be inferred, but of 3.12 and 3.13; leave it out"
+        )
+    return 2 if choice.infer else int(choice.infer is None and possible and not choice.values)
+
+
+def _prepare(program: Program, header: int, choice: Choice, infer: int, directory: Path) -> None:
     """The files that the recorder finds in its directory."""
     settings = {
         "library": str(library_path(LIBRARY_NAME)),
@@ -116,6 +132,7 @@ def _prepare(program: Program, header: int, choice: Choice, directory: Path) -> 
         "every_file": str(int("*" in choice.files)),
         "limit": str(choice.limit),
         "values": str(int(choice.values)),
+        "infer": str(infer),
     }
     if PATH_VARIABLE in os.environ:
         settings["path"] = os.environ[PATH_VARIABLE]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from callscope.bytecode.decode import Executed
+from callscope.bytecode.executed import Executed
 from callscope.errors import UsageError
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from callscope.bytecode.codes import Code
-from callscope.bytecode.decode import Executed
+from callscope.bytecode.executed import Executed
 
 
 def operand_text(code: Code, index: int, resolve: bool) -> str:

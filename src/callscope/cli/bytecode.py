@@ -12,7 +12,8 @@ import click
 
 from callscope.bytecode.as_trace import TraceWriter
 from callscope.bytecode.codes import read_codes
-from callscope.bytecode.decode import Decoder, Edge, Executed
+from callscope.bytecode.decode import Decoder
+from callscope.bytecode.executed import Edge, Executed
 from callscope.bytecode.run import Choice, Program, choose_interpreter, run
 from callscope.bytecode.select import Selection, parse_lines, parse_mark
 from callscope.bytecode.text import json_lines, text_lines
@@ -46,6 +47,9 @@ class _Value(click.ParamType[str]):
               help="With -t only: co_name of the code objects to trace, or a glob; may be repeated.")  # fmt: skip
 @click.option("-r", "--resolve", is_flag=True, help="Show what operands mean: constants, names, jump targets.")
 @click.option("--values", is_flag=True, help="Show the values on the stack before each instruction, the top last.")
+@click.option("--infer/--no-infer", default=None,
+              help="Record branches alone and infer what lies between, or every instruction.  "
+              "[default: infer, in CPython 3.12 and 3.13]")  # fmt: skip
 @click.option("-m", "--module", "is_module", is_flag=True, help="FILE is the name of a module, as for python -m.")
 @click.option("--file", "files", multiple=True, metavar="GLOB",
               help="Code of files that match, instead of FILE's own; '*' for all; may be repeated.")  # fmt: skip
@@ -62,8 +66,8 @@ class _Value(click.ParamType[str]):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bytecode(
     file: str, tracefile: Path, arguments: tuple[str, ...], which: str, names: tuple[str, ...], resolve: bool,
-    values: bool, is_module: bool, files: tuple[str, ...], lines: str | None, begin: str | None, end: str | None,
-    limit: int, python: str | None, output_format: str, force: bool,
+    values: bool, infer: bool | None, is_module: bool, files: tuple[str, ...], lines: str | None, begin: str | None,
+    end: str | None, limit: int, python: str | None, output_format: str, force: bool,
 ) -> None:  # fmt: skip
     """Run a Python program and write every bytecode instruction that it executes to TRACEFILE.
 
@@ -84,7 +88,7 @@ def bytecode(
         parse_mark(end) if end is not None else None,
         limit,
     )
-    choice = Choice(names, files, 0 if selection.partial else limit, values)
+    choice = Choice(names, files, 0 if selection.partial else limit, values, infer)
     program = Program(file, arguments, is_module, python)
     interpreter, header = choose_interpreter(program)
     with tempfile.TemporaryDirectory(prefix="callscope-bytecode-") as name:

@@ -129,8 +129,10 @@ def begin():
             tuple(chosen["files"].split("\n")) if chosen["files"] else (),
             int(chosen["limit"]),
             int(chosen["values"]),
+            int(chosen["infer"]),
             depth_table() if version >= 312 and int(chosen["values"]) else None,
-            getattr(sys, "monitoring", None) or sys._getframe(),
+            sys._getframe(),
+            getattr(sys, "monitoring", None),
             thread,
         )
     except Exception as error:
