@@ -69,6 +69,23 @@ static void tie(HANDLE process) {
         AssignProcessToJobObject(job, process);
 }
 
+/* The exit status of a process has 32 bits on Windows, of which Linux sees 8: all are left for the recorder. */
+static void tell_status(const struct cs_start *start, DWORD status) {
+    static const WCHAR name[] = L"/status";
+    static WCHAR path[CS_LIBRARY_CHARACTERS + sizeof name / sizeof *name];
+    int length = MultiByteToWideChar(CP_UTF8, 0, start->recorder, -1, path, CS_LIBRARY_CHARACTERS);
+    if (!length)
+        return;
+    for (uint32_t i = 0; i < sizeof name / sizeof *name; i++)
+        path[(uint32_t)length - 1 + i] = name[i];
+    HANDLE file = CreateFileW(cs_windows_path(path), GENERIC_WRITE, 0, NULL, CREATE_NEW, 0, NULL);
+    if (file == INVALID_HANDLE_VALUE)
+        return;
+    DWORD written;
+    WriteFile(file, &status, sizeof status, &written, NULL);
+    CloseHandle(file);
+}
+
 int cs_run(const struct cs_start *start, const WCHAR *path, WCHAR *command, const WCHAR *arguments) {
     STARTUPINFOW own;
     GetStartupInfoW(&own);
@@ -93,5 +110,6 @@ int cs_run(const struct cs_start *start, const WCHAR *path, WCHAR *command, cons
     WaitForSingleObject(child.hProcess, INFINITE);
     DWORD status = 1;
     GetExitCodeProcess(child.hProcess, &status);
+    tell_status(start, status);
     return (int)status;
 }

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,3 +103,90 @@ def test_handled_faults_are_no_crash(windows: Windows, tmp_path: Path) -> None:
     windows.traced(tmp_path / "t", windows.programs["mingw"], "faults")
     told = json.loads(callscope(["info", "--format", "json", tmp_path / "t"], windows.cache).output)
     assert told["fault"] is None and told["last_at_work"] is None
+
+
+@pytest.fixture(scope="module")
+def endings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_windows("windows_endings.cpp", tmp_path_factory.mktemp("endings") / "endings.exe", "-g", "-static")
+
+
+def report_of(windows: Windows, trace: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(callscope(["crash", trace, "--format", "json"], windows.cache).output)["crash"]
+    return found
+
+
+@pytest.mark.parametrize("how", ["", "thread", "caught", "handler"])
+@pytest.mark.parametrize("what", ["abort", "assert", "terminate", "throw", "noexcept"])
+def test_programs_that_abort(
+    what: str, how: str, windows: Windows, endings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By abort, a failed assertion, std::terminate, and exceptions that nobody catches."""
+    for key, value in windows.environment.items():
+        monkeypatch.setenv(key, value)
+    said = callscope(
+        ["record", "--no-follow", "-o", tmp_path / "t", endings, what, *([how] if how else [])], windows.cache
+    )
+    assert said.status == (5 if how == "handler" else 3)
+    assert "a process crashed: callscope crash" in said.errors
+    crash = report_of(windows, tmp_path / "t")
+    assert (crash["signal"], crash["signal_name"]) == (0x40000015, "abort")
+    names = [frame["function_name"] for frame in crash["backtrace"]]
+    inner = "promised" if what == "noexcept" else "fail"
+    own = [name for name in names if name in (f"{inner}()", "work(int)", "main", "on_thread(void*)")]
+    outer = "on_thread(void*)" if how == "thread" else "main"
+    assert own == [f"{inner}()", *["work(int)"] * 4, outer]
+    assert names[0] in ("abort", "_assert", "_wassert") and names[-2:] == ["BaseThreadInitThunk", "RtlUserThreadStart"]
+    source = (TARGETS / "windows_endings.cpp").read_text().splitlines()
+    line = next(number for number, text in enumerate(source, 1) if text.endswith(f"// END {what}"))
+    assert next(frame["line"] for frame in crash["backtrace"] if frame["function_name"] == f"{inner}()") == line
+    thrown = {
+        "throw": {"type": "std::runtime_error", "what": "no such table"},
+        "noexcept": {"type": "std::logic_error", "what": "broken promise"},
+    }
+    assert crash["exception"] == thrown.get(what)
+    assert crash["uncaught_exception"] == (what in ("terminate", "throw", "noexcept"))
+    open_here = [call["function"] for call in crash["open_calls"][0]["calls"]]
+    assert [name for name in open_here if name == "work(int)"] == ["work(int)"] * 4
+    ended = "a handler of SIGABRT ended the program with status 5" if how == "handler" else None
+    assert crash["ended_by"] == ended
+
+
+def test_an_exception_of_microsofts_that_nobody_catches(
+    windows: Windows, endings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in windows.environment.items():
+        monkeypatch.setenv(key, value)
+    said = callscope(["record", "--no-follow", "-o", tmp_path / "t", endings, "microsoft"], windows.cache)
+    assert said.status == 0xE06D7363 & 0xFF and "ended by exception 0xe06d7363" in said.errors
+    crash = report_of(windows, tmp_path / "t")
+    names = [frame["function_name"] for frame in crash["backtrace"]]
+    assert crash["signal"] == 0xE06D7363 and names[:6] == ["RaiseException", "fail()", *["work(int)"] * 4]
+    assert crash["register_context"]["rcx"] and crash["register_context"]["rflags"]
+
+
+@pytest.mark.parametrize(("what", "status"), [("fast", 0xC0000409), ("kill", 0xC000013A)])
+@pytest.mark.parametrize("how", ["", "thread"])
+def test_what_the_system_ends_without_a_word(
+    what: str, status: int, how: str, windows: Windows, endings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in windows.environment.items():
+        monkeypatch.setenv(key, value)
+    said = callscope(
+        ["record", "--no-follow", "-o", tmp_path / "t", endings, what, *([how] if how else [])], windows.cache
+    )
+    assert said.status == status & 0xFF and f"ended by exception {status:#x}: callscope crash" in said.errors
+    crash = report_of(windows, tmp_path / "t")
+    assert crash["signal"] == status and not crash["backtrace"] and not crash["register_context"]
+    calls = {thread["thread_id"]: [call["function"] for call in thread["calls"]] for thread in crash["open_calls"]}
+    assert calls[crash["thread_id"]][-5:] == [*["work(int)"] * 4, "fail()"]
+    assert len(calls) == (2 if how else 1)
+    assert crash["last_calls"][-1]["function"] == "fail()" and "work(int)" in str(
+        callscope(["crash", tmp_path / "t"], windows.cache).output
+    )
+
+
+@pytest.mark.parametrize("how", ["", "caught", "three", "handler"])
+def test_programs_that_end_well_have_no_crash(how: str, windows: Windows, endings: Path, tmp_path: Path) -> None:
+    outcome = windows.traced(tmp_path / "t", endings, "nothing", *([how] if how else []))
+    assert (outcome.output, outcome.status) == ("fine\n", 3 if how == "three" else 0)
+    assert "has no crash" in callscope(["crash", tmp_path / "t"], windows.cache).errors

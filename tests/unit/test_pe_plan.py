@@ -15,6 +15,7 @@ from callscope import format as fmt
 from callscope.cli.main import main
 from callscope.errors import CallscopeError
 from callscope.patching.planner import plan_image
+from callscope.patching.unwind_table import unwind_bytes
 from tests.builders.compilers import MINGW, TARGETS, compile_program, have
 from tests.builders.pe_file import RUNTIME, TEXT, PeFile, Unwind
 from tests.builders.pe_plan import PatchedImage
@@ -22,6 +23,24 @@ from tests.builders.windows_unwinder import Table, unwind
 
 ALLOC_28 = bytes([4, 0x42])  # sub rsp,0x28 ends at 4
 PADDING = b"\xcc" * 16
+DWARF_NAMES = [
+    "rax",
+    "rdx",
+    "rcx",
+    "rbx",
+    "rsi",
+    "rdi",
+    "rbp",
+    "rsp",
+    "r8",
+    "r9",
+    "r10",
+    "r11",
+    "r12",
+    "r13",
+    "r14",
+    "r15",
+]
 needs_mingw = pytest.mark.skipif(not have(*MINGW.values()), reason="needs mingw-w64")
 
 
@@ -194,6 +213,34 @@ def test_windows_unwinder_walks_through_every_patch(tmp_path: Path, compiler: st
     for kind, least in (("entry", 0.99), ("exit", 0.97)):
         left = sum(refusal.kind == kind for refusal in image.plan.refusals)
         assert counts[kind] > 50 and left <= (1 - least) * counts[kind]
+
+
+@needs_mingw
+def test_unwind_tables_tell_of_trampolines(tmp_path: Path) -> None:
+    """The agent's tables say what Windows' unwinder finds in a region, at every instruction that was moved there."""
+    program = compile_program([TARGETS / "windows_program.cpp"], tmp_path / "program.exe", ["-O2"], "mingw")
+    image = PatchedImage(plan_image(program))
+    (tmp_path / "plan").write_bytes(image.file)
+    data = unwind_bytes(image.plan.image, tmp_path / "plan")
+    header = np.frombuffer(data, fmt.UNWIND_HEADER, 1)[0]
+    rules = np.frombuffer(data, fmt.UNWIND_RULE, int(header["rule_count"]), int(header["rule_offset"]))
+    first, count = int(header["row_count"]), int(header["region_row_count"])
+    rows = np.frombuffer(data, fmt.UNWIND_ROW, first + count, int(header["row_offset"]))[first:]
+    assert int(header["region_bytes"]) == len(image.region) and np.all(np.diff(rows["rva"].astype(np.int64)) > 0)
+    places = [int(row["place"]) for row in image.moved] + [place - image.delta for place, _ in image.stub_returns()]
+    saved = ("rbx", "rbp", "r12", "r13", "r14", "r15")
+    pushed = 0
+    for place in places:
+        caller = image.after(place + image.delta)
+        rule = rules[rows["rule"][np.searchsorted(rows["rva"], place, side="right") - 1]]
+        assert rule["kind"] == fmt.UNWIND_OFFSET
+        base, offset = DWARF_NAMES[int(rule["base"])], int(rule["offset"])
+        assert (base, offset) == caller.rsp, hex(place)
+        for name, (register, at) in caller.pushed.items():
+            if name in saved and register == base:
+                assert at - offset == int(rule["saved"][saved.index(name)]), hex(place)
+                pushed += 1
+    assert len(places) > 1000 and pushed > 500
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -33,6 +33,7 @@ struct cs_block {
     uint64_t due_ns;                /* its processor time at which the next one is due */
     uint64_t stack_low, stack_high; /* part of its stack that is known to be readable */
     void *last_stack;               /* struct cs_remembered, to be freed with the block */
+    uint64_t thrown;                /* Windows: the _Unwind_Exception that it threw last, which may be gone */
     uint32_t stack_base;            /* where its last whole stack lies in the chunk, in 8 bytes; 0: there is none */
 } __attribute__((aligned(128)));
 
@@ -44,6 +45,7 @@ struct cs_thread {
     uint32_t paused;        /* the program wants nothing recorded here */
     struct cs_block *kept;  /* the block to go back to afterwards */
     struct cs_block *left;  /* the same after a pause */
+    uint64_t held;          /* the block is being changed: nobody else may touch it (Windows: signals do not come) */
 };
 
 /* Facts about this process; zeroed in a child. */

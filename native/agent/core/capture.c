@@ -175,7 +175,8 @@ static void snapshot(const struct cs_kept *frame, const struct cs_vectors *vecto
     for (uint32_t i = 0; i < 4; i++)
         registers.at[CS_R12 + i] = vectors->r12[i];
     registers.rip = *place;
-    cs_snapshot(&registers, false, function, CS_STACK_ENTRY);
+    registers.place = registers.rip - 1;
+    cs_snapshot(&registers, false, function, CS_STACK_ENTRY, NULL);
 }
 
 void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place) {

@@ -21,10 +21,9 @@ struct header {
     uint64_t type, destructor, unexpected, terminate, next;
     int32_t handler_count, handler_switch;
     uint64_t actions, language_data, catch_place, adjusted;
-    uint64_t class, cleanup, private[2];
+    uint64_t class, cleanup, private[CS_UNWINDER_WORDS];
 };
-#define UNWIND_OFFSET 80u
-_Static_assert(offsetof(struct header, class) == UNWIND_OFFSET, "as the ABI has it");
+_Static_assert(offsetof(struct header, class) == CS_THROWN_OFFSET, "as the ABI has it");
 #define OBJECT_OFFSET (sizeof(struct header))
 
 /* Copy what can be read from `address` on; how much that was. */
@@ -90,19 +89,19 @@ void cs_exception_copy(struct cs_exception *out, uint64_t header) {
     struct header found;
     out->header = 0;
     out->bytes = 0;
-    if (copy(&found, header - UNWIND_OFFSET, sizeof found) < sizeof found || !is_class(found.class))
+    if (copy(&found, header - CS_THROWN_OFFSET, sizeof found) < sizeof found || !is_class(found.class))
         return;
     if (found.class & 1) { /* of std::rethrow_exception: it leads to the object that was thrown */
-        uint64_t object = found.class >> 8 == CLASS_GNU ? found.type : word(header - UNWIND_OFFSET - 8);
-        header = object - (OBJECT_OFFSET - UNWIND_OFFSET);
-        if (copy(&found, header - UNWIND_OFFSET, sizeof found) < sizeof found || !is_class(found.class))
+        uint64_t object = found.class >> 8 == CLASS_GNU ? found.type : word(header - CS_THROWN_OFFSET - 8);
+        header = object - (OBJECT_OFFSET - CS_THROWN_OFFSET);
+        if (copy(&found, header - CS_THROWN_OFFSET, sizeof found) < sizeof found || !is_class(found.class))
             return;
     }
     out->header = header;
     uint64_t object[WORDS_FOLLOWED] = {0};
-    add(out, header - UNWIND_OFFSET, OBJECT_OFFSET + OBJECT_BYTES);
+    add(out, header - CS_THROWN_OFFSET, OBJECT_OFFSET + OBJECT_BYTES);
     add_types(out, found.type);
-    copy(object, header - UNWIND_OFFSET + OBJECT_OFFSET, sizeof object);
+    copy(object, header - CS_THROWN_OFFSET + OBJECT_OFFSET, sizeof object);
     for (uint32_t i = 0; i < WORDS_FOLLOWED; i++)
         if (object[i] > PAGE)
             add(out, object[i], TEXT_BYTES);
@@ -118,7 +117,7 @@ static uint64_t header_at(uint64_t value) {
     for (uint32_t i = 0; i < sizeof before_type / sizeof *before_type; i++)
         if (copy(&found, value + before_type[i], sizeof found) == sizeof found && is_class(found.class) &&
             found.handler_count)
-            return value + before_type[i] + UNWIND_OFFSET;
+            return value + before_type[i] + CS_THROWN_OFFSET;
     return 0;
 }
 

@@ -7,6 +7,13 @@
 #include <stdint.h>
 
 #define CS_EXCEPTION_LIMIT 0x2000u
+#define CS_THROWN_OFFSET 80u /* of the _Unwind_Exception in a __cxa_exception, from its type on */
+/* Words of an _Unwind_Exception that are the unwinder's own: libgcc's unwind-generic.h, with __SEH__ on Windows. */
+#ifdef _WIN32
+#define CS_UNWINDER_WORDS 6
+#else
+#define CS_UNWINDER_WORDS 2
+#endif
 
 /* Copies of memory, each behind its cs_crash_piece and padded to 8 bytes. */
 struct cs_exception {

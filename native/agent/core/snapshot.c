@@ -17,7 +17,12 @@ struct capture {
     uint64_t tsc, tag;
     uint32_t cause;
     bool exact;
+    struct cs_block *other; /* of a stopped thread whose stack it is; NULL: of the calling one */
 };
+
+static struct cs_block *block_of(const struct capture *capture) {
+    return capture->other ? capture->other : cs_self()->block;
+}
 
 static uint32_t extended(uint64_t bytes) {
     return (uint32_t)(bytes / 8) << 3 | CS_EVENT_EXTENDED;
@@ -30,20 +35,25 @@ static bool move_cursor(struct cs_block *block, uint64_t from, uint64_t to) {
     return done;
 }
 
-static void next_room(struct cs_block *block, uint64_t sp) {
+static void next_room(const struct capture *capture, struct cs_block *block) {
+    uint64_t sp = capture->registers->at[CS_RSP];
     uint64_t skip = MOST_BYTES; /* what is left there stays zero: nothing */
     __asm__ volatile("xadd %0, %1" : "+r"(skip), "+m"(block->cursor) : : "memory", "cc");
-    cs_refill(sp);
+    if (!capture->other)
+        cs_refill(sp);
+    else if (block->cursor >= block->end)
+        cs_events_advance(block, sp);
 }
 
 /* At least `least` bytes at the thread's cursor; how many, or 0 when there are none to be had. */
-static uint64_t take_room(uint64_t sp, uint64_t least, struct cs_block **owner, struct cs_stack_event **event) {
+static uint64_t take_room(const struct capture *capture, uint64_t least, struct cs_block **owner,
+                          struct cs_stack_event **event) {
     for (int i = 0; i < TRIES; i++) {
-        struct cs_block *block = cs_self()->block;
+        struct cs_block *block = block_of(capture);
         uint64_t at = block->cursor, limit = block->limit;
         uint64_t room = at < block->end && at < limit ? limit - at : 0;
         if (room < least) {
-            next_room(block, sp);
+            next_room(capture, block);
             continue;
         }
         room = room < MOST_BYTES ? room : MOST_BYTES;
@@ -67,7 +77,7 @@ static void give_back(struct cs_block *block, struct cs_stack_event *event, uint
 static bool record(const struct capture *capture, uint64_t least) {
     struct cs_block *block;
     struct cs_stack_event *event;
-    uint64_t sp = capture->registers->at[CS_RSP], room = take_room(sp, least, &block, &event);
+    uint64_t sp = capture->registers->at[CS_RSP], room = take_room(capture, least, &block, &event);
     if (!room)
         return true;
     event->type = 0;
@@ -147,8 +157,8 @@ static bool write(const struct capture *capture, struct cs_block *block, struct 
         uint64_t bytes = shared ? sizeof(struct cs_stack_shared_event) + 8ull * (last->count - last->common)
                                 : sizeof(struct cs_stack_event) + 8ull * last->count;
         if (at >= block->end || at + bytes > block->limit) {
-            next_room(block, capture->registers->at[CS_RSP]);
-            if (cs_self()->block != block)
+            next_room(capture, block);
+            if (block_of(capture) != block)
                 return false;
             continue;
         }
@@ -170,7 +180,7 @@ static bool write(const struct capture *capture, struct cs_block *block, struct 
 
 /* False: it has to be walked in the plain way. */
 static bool record_remembered(const struct capture *capture) {
-    struct cs_block *block = cs_self()->block;
+    struct cs_block *block = block_of(capture);
     if (!block->used)
         return false;
     struct cs_remembered *last = block->last_stack;
@@ -193,8 +203,9 @@ static bool record_remembered(const struct capture *capture) {
     return done;
 }
 
-void cs_snapshot(const struct cs_registers *registers, bool exact, uint64_t tag, uint32_t cause) {
-    struct capture capture = {registers, cs_tsc(), tag, cause, exact};
+void cs_snapshot(const struct cs_registers *registers, bool exact, uint64_t tag, uint32_t cause,
+                 struct cs_block *block) {
+    struct capture capture = {registers, cs_tsc(), tag, cause, exact, block};
     if (!record_remembered(&capture) && !record(&capture, LEAST_BYTES))
         record(&capture, MOST_BYTES);
 }
@@ -242,5 +253,6 @@ void cs_captured(const struct cs_called *called, uint64_t tag) {
     registers.at[0] = registers.at[1] = registers.at[2] = registers.at[4] = registers.at[5] = 0;
     registers.at[8] = registers.at[9] = registers.at[10] = registers.at[11] = 0;
     registers.rip = called->back;
-    cs_snapshot(&registers, false, tag, CS_STACK_CALLED);
+    registers.place = registers.rip - 1;
+    cs_snapshot(&registers, false, tag, CS_STACK_CALLED, NULL);
 }

@@ -92,8 +92,7 @@ static inline __attribute__((always_inline)) enum outcome step(struct cs_walk *w
 /* False: a rule needs more than rsp and rbp. */
 static bool walk_fast(struct cs_walk *walk, const struct cs_registers *registers, bool exact) {
     struct position now = {registers->rip, registers->at[CS_RSP], registers->at[CS_RBP], 0, false};
-    uint64_t generation = cs_unwind_generation();
-    uint64_t place = exact ? now.rip : now.rip - 1;
+    uint64_t generation = cs_unwind_generation(), place = registers->place;
     for (;; place = now.rip - 1) {
         if (walk->count == walk->limit) {
             walk->flags |= CS_STACK_LIMITED;
@@ -149,7 +148,7 @@ static struct cs_walked walked(const struct position *now, uint64_t rip) {
 bool cs_recall(struct cs_remembered *last, struct cs_walk *walk, const struct cs_registers *registers, bool exact) {
     struct position now = {registers->rip, registers->at[CS_RSP], registers->at[CS_RBP], 0, false};
     uint64_t generation = cs_unwind_generation(), sp = now.sp;
-    uint64_t place = exact ? now.rip : now.rip - 1, rip = exact ? now.rip | CS_STACK_EXACT : now.rip;
+    uint64_t place = registers->place, rip = exact ? now.rip | CS_STACK_EXACT : now.rip;
     uint32_t inner = 0, same = 0, from = last->count;
     begin(walk, sp);
     if (last->generation != generation || last->low < walk->low || last->high > walk->high)

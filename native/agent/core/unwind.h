@@ -10,6 +10,7 @@ enum { CS_RBX = 3, CS_RBP = 6, CS_RSP = 7, CS_R12 = 12, CS_REGISTERS = 16 };
 struct cs_registers {
     uint64_t at[CS_REGISTERS];
     uint64_t rip;
+    uint64_t place; /* the rule that holds is that of this address */
 };
 
 /* A checked unwind table in memory. */
@@ -43,7 +44,8 @@ struct cs_walk {
     uint64_t low, high; /* memory known to be readable around the stack pointer */
 };
 /* The callers of the place that `registers` describe, itself included. `exact`: rip is an instruction's address, else
- * where a call returns to. */
+ * where a call returns to. `place` is rip then, or an address in the call; or, where the registers are those that the
+ * next instructions will have made, the address of the one behind them. */
 void cs_walk_stack(struct cs_walk *walk, const struct cs_registers *registers, bool exact);
 /* The same with all registers kept and every rule looked up. */
 void cs_walk_slow(struct cs_walk *walk, const struct cs_registers *registers, bool exact);
@@ -59,8 +61,9 @@ struct cs_called {
 };
 /* From each system's assembler: record the stack of the function that called callscope_capture. */
 void cs_captured(const struct cs_called *called, uint64_t tag);
-/* Record a stack. */
-void cs_snapshot(const struct cs_registers *registers, bool exact, uint64_t tag, uint32_t cause);
+/* Record a stack of the calling thread, or of the stopped one that owns `block` (NULL: the calling one). */
+void cs_snapshot(const struct cs_registers *registers, bool exact, uint64_t tag, uint32_t cause,
+                 struct cs_block *block);
 
 /* ---- each system */
 /* Whether there are tables; cs_unwind_start asks for those of all modules. */

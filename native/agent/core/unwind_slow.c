@@ -78,7 +78,7 @@ static bool frame_of(struct cs_walk *walk, const struct cs_unwind_rule *rule, co
 
 static enum outcome step(struct cs_walk *walk, struct state *state) {
     static const uint8_t numbers[] = {CS_RBX, CS_RBP, CS_R12, CS_R12 + 1, CS_R12 + 2, CS_R12 + 3};
-    const struct cs_unwind_rule *rule = cs_unwind_find(state->exact ? state->now.rip : state->now.rip - 1);
+    const struct cs_unwind_rule *rule = cs_unwind_find(state->now.place);
     uint64_t frame;
     if (!rule || rule->kind == CS_UNWIND_NONE)
         return by_frame_pointer(walk, state);
@@ -116,5 +116,6 @@ void cs_walk_slow(struct cs_walk *walk, const struct cs_registers *registers, bo
             walk->flags |= outcome == BROKEN ? CS_STACK_BROKEN : 0;
             return;
         }
+        state.now.place = state.exact ? state.now.rip : state.now.rip - 1;
     }
 }

@@ -36,7 +36,7 @@ static void registers_of(struct cs_registers *registers, const ucontext_t *conte
                                                 REG_R8,  REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
     for (uint32_t i = 0; i < CS_REGISTERS; i++)
         registers->at[i] = (uint64_t)context->uc_mcontext.gregs[order[i]];
-    registers->rip = (uint64_t)context->uc_mcontext.gregs[REG_RIP];
+    registers->rip = registers->place = (uint64_t)context->uc_mcontext.gregs[REG_RIP];
 }
 
 void cs_sampling_ask(uint32_t pid, uint32_t tid, uint32_t number) {
@@ -91,7 +91,7 @@ static void arrived(int number, siginfo_t *info, void *context) {
     struct cs_registers registers;
     registers_of(&registers, context);
     uint32_t asked = number == CS_SAMPLE_SIGNAL ? (uint32_t)info->si_value.sival_int : (uint32_t)number;
-    cs_snapshot(&registers, true, asked, asked ? CS_STACK_SIGNAL : CS_STACK_TIMER);
+    cs_snapshot(&registers, true, asked, asked ? CS_STACK_SIGNAL : CS_STACK_TIMER, NULL);
     if (number != CS_SAMPLE_SIGNAL && cs_session.process->pid == cs_system_pid())
         tell_others(asked);
 }

@@ -1,5 +1,6 @@
 /* What a thread was at when it faulted. Nobody tells whether a fault will be handled, so there is one record a process,
  * and it is written again at each: who reads it sees from what came later whether the process survived. */
+#include "../core/exception.h"
 #include "../core/memory.h"
 #include "../core/system.h"
 #include "windows_agent.h"
@@ -11,16 +12,16 @@
 
 static struct {
     struct cs_crash crash;
-    uint8_t copies[CS_CRASH_STACK_BYTES + sizeof(XMM_SAVE_AREA32) + 2 * CS_CRASH_CODE_BYTES];
+    uint8_t copies[CS_CRASH_STACK_BYTES + sizeof(XMM_SAVE_AREA32) + 2 * CS_CRASH_CODE_BYTES + CS_EXCEPTION_LIMIT];
 } record;
 _Static_assert(sizeof record % 8 == 0, "records of the journal are multiples of 8 bytes");
 static uint64_t place;  /* of the record in the journal, or 0 */
 static uint32_t writer; /* thread that writes it */
 
 /* Exceptions that C++ and other languages throw by the thousand, and those that tell debuggers something. */
-static bool is_daily(DWORD code) {
-    static const DWORD daily[] = {0xe06d7363, 0xe0434352,     0xe0434f4d, 0x20474343, 0x21474343,
-                                  0x22474343, 0x0eedfade,     0x40010005, 0x40010006, 0x40010008,
+bool cs_crash_is_daily(DWORD code) {
+    static const DWORD daily[] = {0xe06d7363, 0xe0434352,     0xe0434f4d, CS_GNU_THROWN, 0x21474343,
+                                  0x22474343, 0x0eedfade,     0x40010005, 0x40010006,    0x40010008,
                                   0x4001000a, NAMES_A_THREAD, 0x80000001, 0x80000004};
     for (uint32_t i = 0; i < sizeof daily / sizeof *daily; i++)
         if (code == daily[i])
@@ -80,14 +81,14 @@ static uint32_t copy(uint8_t *out, uint64_t from, uint64_t to) {
     return (uint32_t)(done & ~7ull);
 }
 
-static void describe(const EXCEPTION_RECORD *exception, const CONTEXT *context) {
+static void describe(const EXCEPTION_RECORD *exception, const CONTEXT *context, uint32_t flags) {
     extern IMAGE_DOS_HEADER __ImageBase;
     struct cs_crash *crash = &record.crash;
     memset(&record, 0, sizeof record);
     crash->system = CS_CRASH_WINDOWS;
     crash->code = exception->ExceptionCode;
     crash->detail = exception->ExceptionFlags;
-    crash->crash_flags = is_fault(exception->ExceptionCode) ? 0 : CS_CRASH_RAISED;
+    crash->crash_flags = flags ? flags : is_fault(exception->ExceptionCode) ? 0 : CS_CRASH_RAISED;
     bool has_address = exception->ExceptionCode == (DWORD)EXCEPTION_ACCESS_VIOLATION ||
                        exception->ExceptionCode == (DWORD)EXCEPTION_IN_PAGE_ERROR;
     if (has_address && exception->NumberParameters > 1)
@@ -105,7 +106,7 @@ static void describe(const EXCEPTION_RECORD *exception, const CONTEXT *context) 
     cs_system_thread_name(crash->name);
 }
 
-static void copy_memory(const CONTEXT *context) {
+static void copy_memory(const CONTEXT *context, uint64_t thrown) {
     struct cs_crash *crash = &record.crash;
     uint8_t *at = record.copies;
     crash->vector_layout = CS_VECTOR_FXSAVE;
@@ -118,6 +119,16 @@ static void copy_memory(const CONTEXT *context) {
     uint64_t first = (context->Rip - CS_CRASH_CODE_BYTES) & ~7ull, page = context->Rip & ~(CS_PLAN_PAGE - 1ull);
     crash->code_address = cs_readable_bytes((void *)first) ? first : page;
     crash->code_bytes = copy(at, crash->code_address, first + 2 * CS_CRASH_CODE_BYTES);
+    at += crash->code_bytes;
+    /* Of the exception that is being handled or was not caught; of one that is over nothing is left. */
+    static struct cs_exception found;
+    uint64_t pointer = thrown - CS_THROWN_OFFSET, header = thrown ? cs_exception_among((uint64_t)&pointer, 8) : 0;
+    if (!header)
+        return;
+    cs_exception_copy(&found, header);
+    crash->exception = found.header;
+    crash->pieces_bytes = found.bytes;
+    memcpy(at, found.pieces, found.bytes);
 }
 
 static void write(const struct cs_block *block) {
@@ -138,24 +149,36 @@ static void write(const struct cs_block *block) {
 static LONG CALLBACK on_fault(EXCEPTION_POINTERS *fault) {
     if (fault->ExceptionRecord->ExceptionCode == NAMES_A_THREAD && !cs_detached)
         take_name(fault->ExceptionRecord);
-    if (is_daily(fault->ExceptionRecord->ExceptionCode) || cs_detached)
-        return NOT_HANDLED_HERE;
+    DWORD code = fault->ExceptionRecord->ExceptionCode;
+    struct cs_block *block = cs_self()->muted ? cs_self()->kept : cs_self()->block;
+    if (code == CS_GNU_THROWN && fault->ExceptionRecord->NumberParameters && block->used)
+        block->thrown = fault->ExceptionRecord->ExceptionInformation[0];
+    if (!cs_crash_is_daily(code) && !cs_detached)
+        cs_crash_record(fault->ExceptionRecord, fault->ContextRecord, 0);
+    return NOT_HANDLED_HERE;
+}
+
+void cs_crash_record(const EXCEPTION_RECORD *exception, const CONTEXT *context, uint32_t flags) {
     uint32_t nobody = 0;
+    if (flags &
+        CS_CRASH_AT_EXIT) { /* there is no other thread any more; what came before stays: it may have led here */
+        writer = nobody;
+        place = 0;
+    }
     while (!__atomic_compare_exchange_n(&writer, &nobody, cs_system_tid(), false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
         if (nobody == cs_system_tid())
-            return NOT_HANDLED_HERE; /* a fault while the record was written */
+            return; /* a fault while the record was written */
         nobody = 0;
         cs_system_yield();
     }
     const struct cs_thread *self = cs_self();
     const struct cs_block *block = self->muted ? self->kept : self->block;
-    describe(fault->ExceptionRecord, fault->ContextRecord);
-    copy_memory(fault->ContextRecord);
+    describe(exception, context, flags);
+    copy_memory(context, block->used ? block->thrown : 0);
     if (!record.crash.name[0] && block->used)
         memcpy(record.crash.name, block->name, sizeof record.crash.name);
     write(block->used ? block : NULL);
     __atomic_store_n(&writer, 0, __ATOMIC_RELEASE);
-    return NOT_HANDLED_HERE;
 }
 
 void cs_crash_watch(void) {
@@ -163,4 +186,5 @@ void cs_crash_watch(void) {
     place = 0;
     if (!handler)
         handler = RtlAddVectoredExceptionHandler(FALSE /* behind the program's own */, on_fault);
+    cs_ending_watch();
 }

@@ -149,7 +149,7 @@
     jnz 2b
     lea eax, [rdi + 1]
     imul eax, eax, STACK_BYTES
-    lea r11, [rip + stacks]
+    lea r11, [rip + cs_stacks]
     lea r11, [r11 + rax - XSAVE_BYTES]
     mov r9, rdx
     mov eax, [rip + cs_xsave_mask]
@@ -207,8 +207,9 @@
 
     .bss
     .p2align 6
-stacks:
+    bound cs_stacks
     .space STACKS * STACK_BYTES
+    bound cs_stacks_end
 nowhere:
     .space 1024
 stacks_busy:

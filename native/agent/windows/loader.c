@@ -63,7 +63,8 @@ static void read_image(struct newcomer *newcomer) {
 
 /* Enter a module in the table, to be settled with the next. */
 static void enter(uint8_t *base, uint64_t span, const UNICODE_STRING *path, uint32_t flags) {
-    if (base == (uint8_t *)&__ImageBase || cs_module_find(base, (uint64_t)base))
+    bool own = base == (uint8_t *)&__ImageBase; /* threads are found in it when they are stopped */
+    if ((own && !cs_unwind_ready) || cs_module_find(base, (uint64_t)base))
         return;
     struct cs_module *module = cs_module_add();
     if (!module)
@@ -99,8 +100,8 @@ static void leave(const uint8_t *base) {
     if (!module)
         return;
     cs_module_journal_unload(module, cs_tsc());
+    cs_unwind_remove(module->base, (uint64_t)module->region);
     cs_region_release(module);
-    cs_unwind_remove(module->base, 0);
     module->handle = NULL;
 }
 

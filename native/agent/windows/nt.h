@@ -93,6 +93,13 @@ NTSTATUS NTAPI NtSetContextThread(HANDLE thread, const CONTEXT *context);
 NTSTATUS NTAPI NtQueueApcThread(HANDLE thread, void *routine, void *first, void *second, void *third);
 NTSTATUS NTAPI NtDelayExecution(BOOLEAN alertable, const LARGE_INTEGER *interval);
 NTSTATUS NTAPI NtYieldExecution(void);
+NTSTATUS NTAPI NtCreateThreadEx(HANDLE *thread, ACCESS_MASK access, OBJECT_ATTRIBUTES *attributes, HANDLE process,
+                                void *start, void *argument, ULONG flags, ULONG_PTR zero_bits, SIZE_T stack_commit,
+                                SIZE_T stack_reserve, void *attribute_list);
+NTSTATUS NTAPI NtSetTimer(HANDLE timer, const LARGE_INTEGER *due, void *routine, void *context, BOOLEAN resume,
+                          LONG period, BOOLEAN *state);
+BOOLEAN NTAPI RtlTryEnterCriticalSection(RTL_CRITICAL_SECTION *section);
+NTSTATUS NTAPI RtlLeaveCriticalSection(RTL_CRITICAL_SECTION *section);
 NTSTATUS NTAPI RtlUTF8ToUnicodeN(WCHAR *out, ULONG out_bytes, ULONG *written, const char *text, ULONG bytes);
 NTSTATUS NTAPI NtQueryPerformanceCounter(LARGE_INTEGER *counter, LARGE_INTEGER *frequency);
 

@@ -154,6 +154,8 @@ __declspec(dllexport) DWORD callscope_attach(const struct cs_start *options) {
     if (cs_start_options.flags & CS_START_FOLLOW)
         cs_children_follow();
     cs_unmute();
+    if (cs_sampling_wanted())
+        cs_thread_block();
     return STARTED;
 }
 
@@ -176,6 +178,8 @@ BOOL WINAPI DllMainCRTStartup(HINSTANCE library, DWORD reason, void *reserved) {
         LdrAddRefDll(1 /* never to be unloaded */, library);
     if (!cs_session.events || cs_detached || cs_session.process->state != 2)
         return TRUE;
+    if (reason == DLL_THREAD_ATTACH && cs_sampling_wanted())
+        cs_thread_block();
     struct cs_block *own = cs_self()->paused ? cs_self()->left : cs_self()->block;
     bool ends = reason == DLL_THREAD_DETACH || reason == DLL_PROCESS_DETACH;
     if (ends && own->used) {
@@ -187,6 +191,9 @@ BOOL WINAPI DllMainCRTStartup(HINSTANCE library, DWORD reason, void *reserved) {
         return TRUE;
     cs_session.process->block_lock = 0;
     cs_threads_reap(THREAD_LIMIT);
+    cs_mute();
+    cs_ending_exit();
+    cs_unmute();
     if (own->used)
         cs_events_settle(own);
     cs_journal_write(CS_JOURNAL_PROCESS_END, cs_tsc(), own->used ? own : NULL, NULL, 0);

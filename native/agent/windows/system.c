@@ -42,6 +42,12 @@ bool cs_slots_take(void) {
     return true;
 }
 
+const struct cs_thread *cs_thread_of(const uint8_t *environment) {
+    if (cs_slots_wide)
+        environment = *(uint8_t *const *)(environment + CS_TEB_EXPANSION_SLOTS);
+    return environment ? (const struct cs_thread *)(environment + cs_slots_offset) : NULL;
+}
+
 struct cs_thread *cs_self(void) {
     uint8_t *environment = (uint8_t *)NtCurrentTeb();
     if (cs_slots_wide) {
@@ -60,13 +66,13 @@ int64_t cs_system_thread_place(void) {
     return 0;
 }
 
-/* Nothing interrupts a thread and runs traced code on it. */
+/* Nothing interrupts a thread and runs traced code on it, but the sampler stops it and writes for it. */
 uint64_t cs_system_block_signals(void) {
-    return 0;
+    return cs_self()->held++;
 }
 
 void cs_system_restore_signals(uint64_t saved) {
-    (void)saved;
+    cs_self()->held = saved;
 }
 
 uint32_t cs_system_pid(void) {
@@ -125,8 +131,7 @@ size_t cs_system_peek(void *to, uint64_t address, size_t bytes) {
 }
 
 bool cs_system_readable(uint64_t address) {
-    uint64_t word;
-    return cs_system_peek(&word, address, sizeof word) == sizeof word;
+    return cs_readable_bytes((const void *)address) >= sizeof(uint64_t);
 }
 
 void *cs_system_memory(size_t bytes) {

@@ -11,12 +11,17 @@
 static HANDLE stopped[THREADS_LIMIT];
 static uint32_t stopped_count;
 
-void cs_threads_go_on(void) {
+static void let_go(void) {
     while (stopped_count) {
         HANDLE thread = stopped[--stopped_count];
         NtResumeThread(thread, NULL);
         NtClose(thread);
     }
+}
+
+void cs_threads_go_on(void) {
+    let_go();
+    cs_unlock(&cs_session.process->block_lock);
 }
 
 static bool is_own(HANDLE thread) {
@@ -68,14 +73,14 @@ static bool lead_out(HANDLE thread, const struct cs_plan *plan, const uint8_t *i
 }
 
 bool cs_threads_stop(const struct cs_plan *plan, const uint8_t *image, const uint8_t *region) {
-    for (uint32_t tries = 0; tries < TRIES; tries++) {
+    for (uint32_t tries = 1;; tries++) {
+        cs_lock(&cs_session.process->block_lock); /* the sampler stops threads with it: two could stop each other */
         bool clear = stop_all();
         for (uint32_t i = 0; clear && i < stopped_count; i++)
             clear = lead_out(stopped[i], plan, image, region);
-        if (clear)
-            return true;
+        if (clear || tries == TRIES)
+            return clear;
         cs_threads_go_on();
         cs_sleep(1);
     }
-    return false;
 }

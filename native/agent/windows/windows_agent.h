@@ -18,6 +18,8 @@ bool cs_slots_take(void);
 /* Place of the data from the thread's environment block, or in its array of expansion slots. */
 extern uint32_t cs_slots_offset;
 extern bool cs_slots_wide;
+/* The data of the stopped thread whose environment block that is; NULL when it has none. */
+const struct cs_thread *cs_thread_of(const uint8_t *environment);
 /* For how long waits and time stamps are counted: since some moment, in milliseconds. */
 uint64_t cs_milliseconds(void);
 void cs_sleep(uint32_t milliseconds);
@@ -70,10 +72,22 @@ void cs_api_offer(const struct cs_image *image, bool on);
 /* ---- threads.c */
 struct cs_plan;
 /* Stop every other thread of the process, none of them inside of what the plan's patches overwrite; and let them go on.
- * False when that cannot be. `region`: where threads found there are sent; NULL when the patches are to be taken back.
- */
+ * False when that cannot be; they may go on all the same. `region`: where threads found there are sent; NULL when the
+ * patches are to be taken back. */
 bool cs_threads_stop(const struct cs_plan *plan, const uint8_t *image, const uint8_t *region);
 void cs_threads_go_on(void);
+
+/* ---- sampling.c */
+/* Whether stacks are captured in intervals. */
+bool cs_sampling_wanted(void);
+
+/* ---- epilogue.c */
+struct cs_registers;
+/* A thread stands anywhere in the code: where that is in an epilogue, which unwind information does not describe, bring
+ * the registers to where it does. */
+void cs_epilogue_finish(struct cs_registers *registers);
+/* Copy up to `bytes` bytes of code that a thread runs; how many could be read. */
+size_t cs_code_peek(uint8_t *to, uint64_t address, size_t bytes);
 
 /* ---- loader.c */
 void cs_loader_start(void);
@@ -91,6 +105,18 @@ const char *cs_unpack_wait(struct cs_module *module, const struct cs_image *imag
 /* ---- crash.c */
 /* Leave a record in the journal of what a thread was at when it faults. */
 void cs_crash_watch(void);
+/* C++ exceptions of GCC's and LLVM's runtimes (unwind-seh.c, STATUS_GCC_THROW). */
+#define CS_GNU_THROWN 0x20474343u
+/* Whether an exception is one that programs raise by the thousand. */
+bool cs_crash_is_daily(DWORD code);
+/* Record a thread's state; `flags`: CRASH_AT_EXIT, or 0 for what may still be handled. */
+void cs_crash_record(const EXCEPTION_RECORD *exception, const CONTEXT *context, uint32_t flags);
+
+/* ---- ending.c */
+/* See exceptions that nobody handles. */
+void cs_ending_watch(void);
+/* The process ends, by this thread's wish: record it if abort wished so. */
+void cs_ending_exit(void);
 
 /* ---- children.c */
 void cs_children_follow(void);

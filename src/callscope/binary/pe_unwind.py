@@ -9,8 +9,10 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from callscope.binary.cfi import (
     CFA_RBP,
@@ -87,18 +89,51 @@ class Fragment:
     primary: int
 
 
-class UnwindTable:
-    """The functions of an image's exception directory. `fragments` are sorted; `damaged` are (begin, end) of those that
-    cannot be read.
+class Readable(Protocol):
+    """What lies at addresses relative to an image's base."""
+
+    def read(self, rva: int, size: int) -> bytes:
+        """Up to `size` bytes from `rva` on."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Code that was put `delta` bytes from an image's base, with RUNTIME_FUNCTIONs of its own at `table` in `data`,
+    which may be chained to the image's. Addresses are relative to the image's base.
     """
 
-    def __init__(self, image: PeImage) -> None:
+    image: PeImage
+    delta: int
+    data: bytes
+    table: int
+    table_bytes: int
+
+    def read(self, rva: int, size: int) -> bytes:
+        """As `PeImage.read`, of both."""
+        start = rva - self.delta
+        return self.data[start : start + size] if 0 <= start < len(self.data) else self.image.read(rva, size)
+
+    @property
+    def functions(self) -> NDArray[np.int64]:
+        """As `pe_functions`. They come from a plan, which is whole."""
+        words = self.data[self.table : self.table + self.table_bytes // 12 * 12]
+        return np.frombuffer(words, "<u4").reshape(-1, 3).astype(np.int64)
+
+
+class UnwindTable:
+    """The functions of an image's exception directory, or of code beside it. `fragments` are sorted; `damaged` are
+    (begin, end) of those that cannot be read.
+    """
+
+    def __init__(self, image: PeImage, beside: Beside | None = None) -> None:
         self._image = image
+        self._data: Readable = beside or image
         self._known: dict[int, UnwindInfo | None] = {}
         self._states: dict[tuple[int, int, int] | None, _State] = {}
         self.fragments: list[Fragment] = []
         self.damaged: list[tuple[int, int]] = []
-        for begin, end, unwind in pe_functions(image).tolist():
+        functions = beside.functions if beside else pe_functions(image)
+        for begin, end, unwind in functions.tolist():
             found = self._resolve(begin, end, unwind)
             primary = None if found is None else self._primary(begin, found[1])
             if found is None or primary is None:
@@ -112,7 +147,7 @@ class UnwindTable:
             if not unwind & 1:
                 info = self._info(unwind)
                 return None if info is None else (unwind, info)
-            raw = self._image.read(unwind & ~1, 12)
+            raw = self._data.read(unwind & ~1, 12)
             if len(raw) < 12:
                 return None
             unwind = int.from_bytes(raw[8:], "little")
@@ -131,7 +166,7 @@ class UnwindTable:
 
     def _info(self, rva: int) -> UnwindInfo | None:
         if rva not in self._known:
-            self._known[rva] = read_unwind_info(self._image, rva)
+            self._known[rva] = read_unwind_info(self._data, rva)
         return self._known[rva]
 
     def whole_codes(self, info: UnwindInfo) -> list[UnwindCode]:
@@ -189,7 +224,7 @@ class UnwindTable:
     def _padding(self, fragment: Fragment) -> int:
         """Bytes of int3 that an entry begins with: V8's tables begin before the code they mean."""
         size = 0
-        while fragment.begin + size < fragment.end and self._image.read(fragment.begin + size, 1) == b"\xcc":
+        while fragment.begin + size < fragment.end and self._data.read(fragment.begin + size, 1) == b"\xcc":
             size += 1
         return size
 
@@ -267,7 +302,7 @@ def _table(
     return FrameTable(fdes, np.concatenate(pieces))
 
 
-def read_unwind_info(image: PeImage, rva: int) -> UnwindInfo | None:
+def read_unwind_info(image: Readable, rva: int) -> UnwindInfo | None:
     """The UNWIND_INFO at `rva`, or None when it is cut short or says what no version knows."""
     head = image.read(rva, 4)
     if len(head) < 4 or head[0] & 7 not in (1, 2):

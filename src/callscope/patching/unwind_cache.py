@@ -16,7 +16,7 @@ from callscope.errors import ImageError
 from callscope.patching.cache import content_hash, plans_directory, write_whole
 from callscope.patching.unwind_table import unwind_bytes
 
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 KERNEL_IMAGE = "[vdso]"
 """What the agent calls the code that the kernel puts into every process: it is the same in this one."""
 _AT_SYSINFO_EHDR = 33

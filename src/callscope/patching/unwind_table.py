@@ -6,6 +6,7 @@ rules: each is kept once.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from callscope.binary.cfi import (
 )
 from callscope.binary.image import Image
 from callscope.binary.open import unwinding
+from callscope.binary.pe import PeImage
+from callscope.binary.pe_unwind import Beside, UnwindTable
 from callscope.errors import PlanError
 
 _RSP, _RBP = 7, 6
@@ -40,9 +43,10 @@ def unwind_bytes(image: Image, plan: Path | None = None) -> bytes:
     """
     tables = [_rows(unwinding(image).frames, image.is_pe)]
     region_bytes = 0
-    if plan is not None and not image.is_pe:
-        frames, region_bytes = _region_frames(plan)
-        tables.append(_rows(frames, False))
+    if plan is not None:
+        region = _read_region(plan)
+        region_bytes = len(region.data)
+        tables.append(_region_rows(image, region, str(plan)))
     rules, index = np.unique(np.concatenate([table[1] for table in tables]), return_inverse=True)
     counts = [len(places) for places, _ in tables]
     rows = np.zeros(sum(counts), records.UNWIND_ROW)
@@ -65,6 +69,21 @@ def unwind_bytes(image: Image, plan: Path | None = None) -> bytes:
         header[name] = value
     header["build_id"] = np.frombuffer(image.build_id[:32].ljust(32, b"\0"), "u1")
     return header.tobytes() + rules.tobytes() + rows.tobytes()
+
+
+def _region_rows(image: Image, region: _Region, name: str) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+    """As `_rows`, of a plan's trampolines, from the region's start."""
+    if not isinstance(image, PeImage):
+        data = region.data[region.frames : region.frames + region.frames_bytes]
+        return _rows(compile_frames(data, region.frames, stop_at_zero=True, name=name), False)
+    beside = Beside(image, region.delta, region.data, region.frames, region.frames_bytes)
+    places, rules = _rows(UnwindTable(image, beside).frames, True)
+    bare = _NOTHING.copy()
+    bare["kind"], bare["base"], bare["offset"], bare["saved"] = records.UNWIND_OFFSET, _RSP, 8, SAVED_SAME
+    rules[rules == _NOTHING] = bare  # code without an entry has nothing but a return address on the stack
+    places[1:] -= region.delta
+    changed = np.append(True, rules[1:] != rules[:-1])
+    return places[changed], rules[changed]
 
 
 def _rows(frames: FrameTable, is_pe: bool) -> tuple[NDArray[np.int64], NDArray[np.void]]:
@@ -118,15 +137,28 @@ def _rules(frames: FrameTable, is_pe: bool) -> NDArray[np.void]:
     return out
 
 
-def _region_frames(plan: Path) -> tuple[FrameTable, int]:
-    """The call frame information of a plan's trampolines, relative to their region, and the region's bytes."""
+@dataclass(frozen=True)
+class _Region:
+    """The trampolines of a plan: where they lie from the image's base; where in them their frame information does."""
+
+    delta: int
+    data: bytes
+    frames: int
+    frames_bytes: int
+
+
+def _read_region(plan: Path) -> _Region:
+    """Raises PlanError for a damaged plan."""
     try:
         with plan.open("rb") as file:
             header = np.frombuffer(file.read(records.PLAN_HEADER.itemsize), records.PLAN_HEADER, 1)[0]
-            if int(header["magic"]) != records.PLAN_MAGIC or int(header["frames_bytes"]) > _MOST_BYTES:
+            size, frames, frames_bytes = (int(header[name]) for name in ("region_bytes", "frames", "frames_bytes"))
+            if int(header["magic"]) != records.PLAN_MAGIC or size > _MOST_BYTES or frames + frames_bytes > size:
                 raise ValueError("it is no plan")
-            file.seek(int(header["region_offset"]) + int(header["frames"]))
-            data = file.read(int(header["frames_bytes"]))
+            file.seek(int(header["region_offset"]))
+            data = file.read(size)
     except (OSError, ValueError) as error:
         raise PlanError(f"{plan} is damaged ({error}): delete it and record again") from None
-    return compile_frames(data, int(header["frames"]), stop_at_zero=True, name=str(plan)), int(header["region_bytes"])
+    if len(data) < size:
+        raise PlanError(f"{plan} is damaged (it is cut short): delete it and record again")
+    return _Region(int(header["delta"]), data, frames, frames_bytes)

@@ -118,7 +118,7 @@ def _add_crash(summary: JournalSummary, process: int, payload: bytes) -> None:
         return
     crash = np.frombuffer(payload, records.CRASH, 1)[0]
     flags = int(crash["crash_flags"])
-    if crash["system"] == records.CRASH_WINDOWS:
+    if crash["system"] == records.CRASH_WINDOWS and not flags & records.CRASH_AT_EXIT:
         summary.faults[process] = int(crash["code"])
         if flags & records.CRASH_RAISED:
             summary.raised.add(process)

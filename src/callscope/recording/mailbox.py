@@ -23,6 +23,8 @@ from callscope.recording.server import MOST_MODULES, decode_module, encode_reply
 INTERVAL = 0.002
 """seconds between looks: a program waits so long for the plans of what it loads"""
 ASK, REPLY = ".ask", ".reply"
+STATUS = "status"
+"""file that the launcher leaves: the program's exit status, u32"""
 
 
 class Mailbox:
@@ -44,6 +46,13 @@ class Mailbox:
         self._ended.set()
         self._thread.join()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def status(self) -> int | None:
+        """With which of Windows' 32-bit exit statuses the program ended; None when nobody told."""
+        with suppress(OSError):
+            data = (self.directory / STATUS).read_bytes()
+            return int.from_bytes(data, "little") if len(data) == 4 else None
+        return None
 
     def _watch(self) -> None:
         begun: set[str] = set()

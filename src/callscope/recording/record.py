@@ -24,7 +24,7 @@ from callscope.recording.launch import (
     wait_program,
 )
 from callscope.recording.mailbox import Mailbox
-from callscope.recording.options import RecordOptions
+from callscope.recording.options import SHORTEST_WINDOWS_INTERVAL, RecordOptions
 from callscope.recording.plans import Module, PlannedImage, Plans, planner_of
 from callscope.recording.populate import Populator
 from callscope.recording.preflight import Target, check_program, with_python
@@ -70,6 +70,7 @@ class RecordResult:
     survivors: list[Survivor] = field(default_factory=list)
     dumps: list[Path] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    windows_status: int | None = None
 
 
 def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: Rules | None = None) -> RecordResult:
@@ -83,8 +84,8 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
     directory = (options.output or default_directory(options.command)).absolute()
     options = replace(options, command=with_python(options.command))
     target = check_program(options.command)
-    if target.image.is_pe and (options.stacks_every_ns or options.stacks_on):
-        raise UsageError("a Windows program's stacks cannot be captured in intervals or by signals: use --stacks-at")
+    if target.image.is_pe:
+        check_windows(options)
     wine = find_wine() if target.image.is_pe else None
     plan_ahead(rules, options.scope, target, progress)
     session = Session(directory, options)
@@ -102,6 +103,14 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
         raise RecordError(f"cannot complete the trace {directory}: {what}; leave it alone while recording") from None
     finally:
         session.release()
+
+
+def check_windows(options: RecordOptions) -> None:
+    """Raise UsageError when a Windows program cannot be recorded so."""
+    if options.stacks_on:
+        raise UsageError("Windows has no signals to capture stacks at: use --stacks-every or --stacks-at")
+    if 0 < options.stacks_every_ns < SHORTEST_WINDOWS_INTERVAL:
+        raise UsageError("a Windows program's stacks can be captured every 1ms at most: choose a longer interval")
 
 
 def images_ahead(target: Target) -> list[str]:
@@ -142,7 +151,9 @@ def run_traced(
     with Mailbox(plans.answer) as box:
         arguments = options.command[1:]
         command = launcher_command(wine, session.directory, box.directory, target.path, arguments, options.follow)
-        return run(wine, command, os.environ, session)
+        ended = run(wine, command, os.environ, session)
+        session.state["windows_status"] = box.status()  # written with the rest of the end
+        return ended
 
 
 def run(path: str, command: tuple[str, ...], environment: Mapping[str, str], session: Session) -> tuple[float, int]:
@@ -180,6 +191,7 @@ def finish(
         rejected=[(entry["path"], entry["reason"]) for entry in session.state["rejected"]],
         unmatched=plans.rules.unmatched(),
         survivors=survivors,
+        windows_status=session.state.get("windows_status"),
     )
 
 

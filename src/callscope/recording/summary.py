@@ -16,6 +16,8 @@ from callscope.recording.record import RecordResult
 
 MOST_LISTED = 8
 """Lines of one sort; the rest is counted."""
+FIRST_ERROR = 0xC0000000
+"""Of Windows' exit statuses: those from here on are errors (ntstatus.h), with which the system ends programs."""
 FEW_FUNCTIONS = 64
 """A program with fewer is a door to its libraries, as python3 is where libpython is shared."""
 
@@ -74,8 +76,13 @@ def ending(result: RecordResult) -> Iterator[str]:
 def faults(result: RecordResult) -> Iterator[str]:
     """The exceptions that ended Windows programs."""
     journal = result.journal
-    own = {process for process in journal.raised if journal.faults.get(process, 0) & 0xFF != result.exit_status}
-    for code in dict.fromkeys(code for process, code in journal.faults.items() if process not in own):
+    status = result.windows_status
+    mask, ended = (0xFF, result.exit_status) if status is None else (0xFFFFFFFF, status)
+    own = {process for process in journal.raised if journal.faults.get(process, 0) & mask != ended}
+    codes = [code for process, code in journal.faults.items() if process not in own]
+    if status is not None and status >= FIRST_ERROR and status not in codes:
+        codes.append(status)  # the system ended it without telling anybody
+    for code in dict.fromkeys(codes):
         trace = shlex.quote(shorten(result.trace))
         yield f"the program was ended by exception {code:#x}: callscope crash {trace}"
 

@@ -34,6 +34,10 @@ _TERMINATE: Final = (
     "std::terminate()", "__gnu_cxx::__verbose_terminate_handler()", "__cxxabiv1::__terminate(void (*)())",
     "std::__terminate(void (*)())", "__clang_call_terminate", "__cxa_call_terminate", "__gxx_personality_v0",
 )  # fmt: skip
+_THROWING: Final = ("__cxa_throw", "__cxa_rethrow", "_Unwind_RaiseException", "_Unwind_Resume_or_Rethrow")
+_ABORTS: Final = ("abort", "_assert", "_wassert")
+"""what ends a Windows program so that its agent sees the end only; the last byte of the status is 3 then"""
+_ABORT_STATUS: Final = 3
 _ROUTINES: Final = ("cs_entry", "cs_exit", "cs_tail", "cs_landing", "cs_call_")
 
 
@@ -108,7 +112,10 @@ def report(trace: Trace, database: Database, crash: Crash, last: int) -> dict[st
         fault = Fault(cause.signal, cause.detail & 0xFFFFFFFF, cause.fault_address)
     at = trace.clock.ns(crash.tsc)
     thread = trace.history.threads.get(crash.thread)
-    main = trace.session.get("main_pid") == crash.pid
+    # Windows has process ids of its own.
+    main = (
+        crash.process == 1 if fields["system"] == records.CRASH_WINDOWS else trace.session.get("main_pid") == crash.pid
+    )
     return {
         **describe(fields["system"], fault, _overflowed(crash, registers, fault.address)),
         "thread_id": crash.tid,
@@ -120,7 +127,7 @@ def report(trace: Trace, database: Database, crash: Crash, last: int) -> dict[st
         "backtrace": [_frame_json(frame) for frame in frames],
         "backtrace_ends": scene.problem,
         "uncaught_exception": any(frame.function in _TERMINATE for frame in frames),
-        "exception": exception_of(crash),
+        "exception": exception_of(crash) if _may_be_thrown(crash, frames) else None,
         "handled_by_program": bool(fields["crash_flags"] & records.CRASH_HANDLED)
         or scene.handled is not None
         or not own,
@@ -136,6 +143,13 @@ def report(trace: Trace, database: Database, crash: Crash, last: int) -> dict[st
         "processes_crashed": crash_count(trace),
         "warnings": warnings,
     }
+
+
+def _may_be_thrown(crash: Crash, frames: Sequence[Frame]) -> bool:
+    """Whether the exception in a record is what the thread was at: on Windows it is the one thrown last, which may be
+    over unless its throwing led here.
+    """
+    return crash.fields["system"] == records.CRASH_LINUX or any(frame.function in _THROWING for frame in frames)
 
 
 def _vectors(crash: Crash) -> dict[str, int]:
@@ -159,9 +173,21 @@ def _scene(trace: Trace, crash: Crash, warnings: list[str]) -> _Scene:
     fields = crash.fields
     behind = fields["system"] == records.CRASH_LINUX and (fields["code"], fields["detail"]) == _BREAKPOINT
     frames = list(unwinder.walk(found or registers, exact=not behind))
+    if fields["system"] == records.CRASH_WINDOWS and fields["crash_flags"] & records.CRASH_AT_EXIT:
+        return _at_abort(crash, registers, frames, unwinder)
     same = ("code", "rip", "registers")
     handled = next((c for c in copies[1:] if all(c.fields[name] == crash.fields[name] for name in same)), None)
     return _Scene(crash, found or registers, frames, unwinder.problem, raw if found else None, handled)
+
+
+def _at_abort(crash: Crash, registers: Registers, frames: list[Frame], unwinder: Unwinder) -> _Scene:
+    """The agent saw the end of a process: what ended it is further out."""
+    problem = unwinder.problem
+    index = next((i for i, frame in enumerate(frames) if frame.function in _ABORTS), 0)
+    current: Registers | None = registers
+    for i in range(index):
+        current = unwinder.caller(current, exact=i == 0) if current is not None else None
+    return _Scene(crash, without_volatile(current or {}) if index else registers, frames[index:], problem, None, None)
 
 
 def _modules_at(trace: Trace, crash: Crash) -> list[Module]:
@@ -289,6 +315,8 @@ def _ending(trace: Trace, crash: Crash, scene: _Scene, own: bool) -> str | None:
     if not isinstance(status, int):
         return None
     flags = crash.fields["crash_flags"]
+    if crash.fields["system"] == records.CRASH_WINDOWS and flags & records.CRASH_AT_EXIT:
+        return f"a handler of SIGABRT ended the program with status {status}" if status != _ABORT_STATUS else None
     if flags & records.CRASH_AT_EXIT:
         return f"its handler ended the program with status {status}"
     if flags & records.CRASH_HANDLED and crash.fields["code"] == signal.SIGABRT:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from callscope.reports.database import ENDINGS, Database
-from callscope.trace.journal import Crash
+from callscope.trace.journal import Record
 
 _RUNNING = ENDINGS.index("running")
 
 
-def _process(crash: Crash) -> str:
+def _process(crash: Record) -> str:
     """A condition: threads of the image that crashed; by its id where its number is not known."""
     return f"t.process = {crash.process}" if crash.process else f"t.pid = {crash.pid}"
 
 
-def open_calls(database: Database, crash: Crash, at_ns: int) -> list[dict[str, Any]]:
+def open_calls(database: Database, crash: Record, at_ns: int) -> list[dict[str, Any]]:
     """For each thread of the process, that of the crash first, the calls that were open then, the outermost first.
 
     Without a clock: those that were open in the end.
@@ -40,7 +40,7 @@ def open_calls(database: Database, crash: Crash, at_ns: int) -> list[dict[str, A
     return list(threads.values())
 
 
-def innermost_since(database: Database, crash: Crash, at_ns: int) -> dict[str, Any] | None:
+def innermost_since(database: Database, crash: Record, at_ns: int) -> dict[str, Any] | None:
     """Of the calls of the thread that began after its crash, in a handler, the innermost that never ended; None when
     there is none, or no clock.
     """
@@ -53,7 +53,7 @@ def innermost_since(database: Database, crash: Crash, at_ns: int) -> dict[str, A
     return rows[0] if rows and database.has_clock else None
 
 
-def last_calls(database: Database, crash: Crash, at_ns: int, count: int) -> list[dict[str, Any]]:
+def last_calls(database: Database, crash: Record, at_ns: int, count: int) -> list[dict[str, Any]]:
     """The `count` calls of the thread that began last before its crash, in order."""
     begun = f"AND c.start_ns <= {at_ns}" if database.has_clock else ""
     rows = database.rows(

@@ -46,6 +46,8 @@ _SENT: Final = {
     -1: ("SI_QUEUE", "sent with sigqueue"),
     -6: ("SI_TKILL", "sent by the thread itself, as abort and raise do, or with tgkill"),
 }
+ABORTED: Final = 0x40000015
+"""STATUS_FATAL_APP_EXIT, with CRASH_AT_EXIT: abort ended a Windows program"""
 # ntstatus.h
 _EXCEPTIONS: Final = {
     0xC0000005: ("EXCEPTION_ACCESS_VIOLATION", "no access to the memory at this address"),
@@ -59,7 +61,11 @@ _EXCEPTIONS: Final = {
     0xC0000095: ("EXCEPTION_INT_OVERFLOW", "integer overflow"),
     0xC0000096: ("EXCEPTION_PRIV_INSTRUCTION", "a privileged instruction"),
     0xC00000FD: ("EXCEPTION_STACK_OVERFLOW", "stack overflow"),
-    0xC0000409: ("STATUS_STACK_BUFFER_OVERRUN", "the program ended itself at once"),
+    0xC0000409: (
+        "STATUS_STACK_BUFFER_OVERRUN",
+        "__fastfail: the program ended itself at once, as checks of the runtime do",
+    ),
+    ABORTED: ("abort", "the program ended itself: abort, std::terminate or a failed assertion"),
     0x80000001: ("EXCEPTION_GUARD_PAGE", "a guard page"),
     0x80000003: ("EXCEPTION_BREAKPOINT", "a breakpoint"),
     0x80000004: ("EXCEPTION_SINGLE_STEP", "a single step"),

@@ -11,13 +11,15 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Final
 
+from callscope import format as records
 from callscope.binary.demangle import demangle
 from callscope.reports.crash_memory import Memory
 from callscope.trace.journal import Crash
 
 _TYPE_BEFORE: Final = 80
 """bytes from the word that leads to the type to the _Unwind_Exception"""
-_OBJECT_BEHIND: Final = 32
+_OBJECT_BEHIND: Final = {records.CRASH_LINUX: 32, records.CRASH_WINDOWS: 64}
+"""bytes of an _Unwind_Exception, which the object follows"""
 _LONGEST: Final = 256
 _MOST_BASES: Final = 5
 _MOST_DEEP: Final = 8
@@ -44,7 +46,10 @@ def exception_of(crash: Crash) -> dict[str, Any] | None:
     mangled = None if pointer is None else _name(memory, pointer)
     if pointer is None or mangled is None:
         return {"type": None, "what": None}
-    return {"type": _readable(mangled), "what": _what(memory, pointer, mangled, header + _OBJECT_BEHIND)}
+    return {
+        "type": _readable(mangled),
+        "what": _what(memory, pointer, mangled, header + _OBJECT_BEHIND[crash.fields["system"]]),
+    }
 
 
 def _name(memory: Memory, pointer: int) -> str | None:

@@ -32,14 +32,8 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
     for name, value in rows.items():
         if value:
             yield f"{style.paint(f'{name:<8}', BOLD)} {printable(str(value))}"
-    yield ""
-    yield style.paint("Registers", BOLD)
-    yield from _registers(facts["register_context"])
-    yield ""
-    yield style.paint("Back-trace", BOLD)
-    yield from _shortened([line for i, frame in enumerate(facts["backtrace"]) for line in _frame(i, frame)], style)
-    if facts["backtrace_ends"]:
-        yield style.comment(f"it ends here: {facts['backtrace_ends']}")
+    if facts["register_context"]:
+        yield from _state(facts, style)
     for thread in facts["open_calls"]:
         yield ""
         name = f" {thread['thread_name']}" if thread["thread_name"] else ""
@@ -55,6 +49,18 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
         yield style.comment(f"{facts['processes_crashed']} processes crashed: --process PID chooses one")
     for warning in facts["warnings"]:
         yield style.comment(printable(warning))
+
+
+def _state(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
+    """Registers and back-trace."""
+    yield ""
+    yield style.paint("Registers", BOLD)
+    yield from _registers(facts["register_context"])
+    yield ""
+    yield style.paint("Back-trace", BOLD)
+    yield from _shortened([line for i, frame in enumerate(facts["backtrace"]) for line in _frame(i, frame)], style)
+    if facts["backtrace_ends"]:
+        yield style.comment(f"it ends here: {facts['backtrace_ends']}")
 
 
 def _earlier(faults: Sequence[Mapping[str, Any]]) -> str | None:

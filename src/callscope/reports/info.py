@@ -94,8 +94,8 @@ def last_fault(database: Database) -> Crash | None:
     except TraceError:
         return None
     ended = {record.process for record in journal if record.kind == records.JOURNAL_PROCESS_END}
-    faults = [record for record in journal if isinstance(record, Crash) and record.process not in ended]
-    faults = [fault for fault in faults if fault.fields["system"] == records.CRASH_WINDOWS]
+    faults = [r for r in journal if isinstance(r, Crash) and r.fields["system"] == records.CRASH_WINDOWS]
+    faults = [f for f in faults if f.process not in ended or f.fields["crash_flags"] & records.CRASH_AT_EXIT]
     faults = [f for f in faults if not f.fields["crash_flags"] & records.CRASH_RAISED or f.ended(database.session)]
     return faults[-1] if faults else None
 

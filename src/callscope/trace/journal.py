@@ -127,7 +127,9 @@ class Crash(Record):
 
     def ended(self, session: Mapping[str, Any]) -> bool:
         """Of an exception that a Windows program raised: whether it ended the program, whose status it then is."""
-        status = session.get("exit_status")
+        status, whole = session.get("exit_status"), session.get("windows_status")
+        if isinstance(whole, int):
+            return self.process == 1 and whole == self.fields["code"]
         return self.process == 1 and isinstance(status, int) and status == self.fields["code"] & 0xFF
 
 
