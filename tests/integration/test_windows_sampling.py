@@ -67,7 +67,7 @@ def test_threads_with_locks_are_stopped(windows: Windows, program: Path, tmp_pat
     assert names["allocate"] > 100
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(40, marks=pytest.mark.long)])
 def test_a_process_ends_while_its_threads_are_stopped(
     windows: Windows, program: Path, tmp_path: Path, rounds: int
 ) -> None:
