@@ -13,6 +13,7 @@ import pytest
 from callscope.cli.main import main
 from callscope.errors import TraceError
 from callscope.reports.callmap import CallMap, read_map
+from callscope.reports.database import open_database
 from tests.builders.compilers import MINGW, compile_program, have
 from tests.builders.tracing import callscope
 
@@ -70,16 +71,72 @@ def test_every_kind_of_site(flags: list[str], tmp_path: Path) -> None:
     assert "leaf" not in taken
 
 
-@pytest.mark.parametrize("name", ["bash", "git"])
-def test_calls_of_real_programs_are_objdumps(name: str) -> None:
+SQL = """
+create table t(a integer primary key, b text); insert into t values (1, 'x'), (2, 'y'), (3, 'z');
+create index i on t(b); select t.a, sum(u.a) from t join t u on u.b >= t.b group by t.a order by 2 desc;
+with recursive n(v) as (select 1 union all select v + 1 from n where v < 9) select group_concat(v) from n;
+update t set b = upper(b) where a > 1; delete from t where b like 'Z%'; select json_group_array(b) from t;
+"""
+WORK = {
+    "bash": (
+        ["bash", "-c", "f() { for i in a b c; do echo $((i + 1)) | cat; done; }; f; x=(1 2); echo ${x[@]/1/3}"],
+        "bash",
+    ),
+    "git": (["git", "-c", "core.pager=cat", "help", "-a"], "git"),
+    "sqlite3": (["sqlite3", ":memory:", SQL], "libsqlite3*"),
+}
+"""What is recorded of a program, and the module that its calls lie in."""
+
+
+def objdumps_calls(path: str) -> dict[int, int | None]:
+    """Every call of a program's text as objdump reads it: address -> where it goes, None where that is not said."""
+    done = subprocess.run(["objdump", "-d", "-j", ".text", path], capture_output=True, text=True, check=True)
+    found = re.findall(r"^ +([0-9a-f]+):.*\tcall +(?:([0-9a-f]+) <)?", done.stdout, re.M)
+    return {int(place, 16): int(target, 16) if target else None for place, target in found}
+
+
+def module_of(name: str) -> str:
+    """The file that holds what a program does: sqlite3's is its library."""
     path = shutil.which(name)
     if path is None or not have("objdump"):
         pytest.skip(f"{name} or objdump is not installed")
-    listing = subprocess.run(["objdump", "-d", "-j", ".text", path], capture_output=True, text=True, check=True).stdout
-    wanted = {int(place, 16) for place in re.findall(r"^ +([0-9a-f]+):.*\tcall\b", listing, re.M)}
-    found = {site.address for site in read_map(Path(path)).sites if site.kind in ("call", "indirect call")}
-    assert found <= wanted
-    assert len(found) > 0.995 * len(wanted)
+    if name != "sqlite3":
+        return path
+    libraries = subprocess.run(["ldd", path], capture_output=True, text=True, check=True).stdout
+    return str(re.findall(r"=> (\S*libsqlite3\S*)", libraries)[0])
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_calls_of_real_programs_are_objdumps(name: str) -> None:
+    path = module_of(name)
+    wanted = objdumps_calls(path)
+    sites = [site for site in read_map(Path(path)).sites if site.kind in ("call", "indirect call")]
+    assert {site.address: site.target_address for site in sites} == wanted
+    assert len(wanted) > 10_000
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_recorded_calls_of_real_programs_are_objdumps(name: str, tmp_path: Path, plan_cache: Path) -> None:
+    path = module_of(name)
+    command, module = WORK[name]
+    trace = tmp_path / "work.trace"
+    done = callscope(["record", "-q", "-m", module, "-o", trace, *command], plan_cache)
+    assert done.status == 0, done.errors
+    wanted = objdumps_calls(path)
+    static = read_map(Path(path))
+    goes_to = {
+        site.returns_to: wanted[site.address] for site in static.sites if site.kind == "call" and not site.imported
+    }
+    with open_database(trace) as database:
+        rows = database.rows(
+            "SELECT DISTINCT s.rva, f.address FROM call_rows c JOIN sites s ON s.site = c.site"
+            " JOIN functions f ON f.function_id = c.function_id LEFT JOIN call_rows p ON p.call_id = c.call_id - c.up"
+            f" WHERE NOT c.gap AND s.module = f.module AND f.module = '{Path(path).name}'"
+            " AND (c.up = 0 OR p.ended_by != 1)"  # what a tail jump led to has the call site of what jumped
+        )
+    edges = [(row["address"], goes_to[row["rva"]]) for row in rows if row["rva"] in goes_to]
+    assert len(edges) > 130
+    assert [pair for pair in edges if pair[0] != pair[1]] == []
 
 
 @pytest.mark.skipif(not have(*MINGW.values()), reason="mingw-w64 is not installed")

@@ -115,8 +115,8 @@ def test_chrome(clock: bool, tmp_path: Path) -> None:
     assert named["thread_name", 5, 7] == "worker"
     found = [(event["ph"], event.get("name", "").rpartition("!")[2]) for event in events if event["ph"] in "BE"]
     assert found == [
-        ("B", "main"), ("B", "jumper"), ("B", "helper"), ("E", ""), ("E", ""), ("B", "target"), ("B", "deep"),
-        ("E", ""), ("E", ""), ("E", ""),
+        ("B", "main"), ("B", "jumper"), ("B", "helper"), ("E", "helper"), ("E", "jumper"), ("B", "target"),
+        ("B", "deep"), ("E", "deep"), ("E", "target"), ("E", "main"),
     ]  # fmt: skip
     times = [event["ts"] for event in events if event["ph"] in "BE"]
     assert times == sorted(times)

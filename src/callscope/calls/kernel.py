@@ -16,8 +16,9 @@ from callscope.native import kernel
 from callscope.trace.events import EventsReader
 
 BLOCK_CALLS = 65536
-ROWS = 1 << 17
-"""rows of one batch, and of one row group"""
+ROWS = 1 << 16
+"""A batch, which becomes a row group, has BLOCK_CALLS rows more: few enough for a viewer, which reads whole groups, and
+enough for DuckDB."""
 NO_NODE = 0xFFFFFFFF
 CALLS_RECORDED, CALLS_ONCE = 1, 2
 """call sites were recorded; nothing else was, and each of them once"""

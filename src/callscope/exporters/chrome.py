@@ -29,7 +29,7 @@ def lines(database: Database, selection: Selection) -> Iterator[str]:
     scale = 1000 if database.has_clock else 1
     for is_entry, time, call, is_switch in steps(database, selection):
         when = f"{time // scale}.{time % scale:03d}" if scale > 1 else str(time)
-        name = f', "name": {texts.get(call.function_id, nameless)}' if is_entry else ""
+        name = f', "name": {texts.get(call.function_id, nameless)}'  # of exits, too: some readers match them by name
         shown = call.arguments if is_entry else call.result
         if shown is not None and not is_switch:
             name += f', "args": {{"{"arguments" if is_entry else "result"}": {json.dumps(shown, ensure_ascii=False)}}}'

@@ -33,13 +33,14 @@ WHERE s.module = {module} GROUP BY ALL
 @dataclass
 class Site:
     """A call site. address: of the instruction, in the image. target: what it goes to, by name, None when the code does
-    not say. imported: the target is another module's. seen: calls by name of what was really called, empty without
-    traces.
+    not say; target_address: where a direct one goes. imported: the target is another module's. seen: calls by name of
+    what was really called, empty without traces.
     """
 
     address: int
     kind: str
     target: str | None
+    target_address: int | None
     imported: bool
     returns_to: int
     seen: Counter[str] = field(default_factory=Counter)
@@ -76,7 +77,8 @@ class CallMap:
 def read_map(path: Path, progress: Progress | None = None) -> CallMap:
     """Map a program or library. Raises ImageError."""
     image = open_image(path)
-    table = find_functions(image, frames=unwinding(image).frames)
+    # without unwind information and symbols the linker's own functions are known by pointers to them only
+    table = find_functions(image, image.relocated_code_pointers(), unwinding(image).frames)
     found = find_call_sites(image, table, progress)
     symbols = open_symbols(path)
     starts = table.rva.tolist()
@@ -99,7 +101,8 @@ def read_map(path: Path, progress: Progress | None = None) -> CallMap:
             inside = owner >= 0 and target < starts[owner] + functions[owner].size
             offset = target - starts[owner] if inside else 0
             text = names[owner] + (f"+{offset:#x}" if offset else "") if inside else f"{path.name}+{target:#x}"
-        functions[index].sites.append(Site(address, KINDS[kind], text, imported is not None, after))
+        place = target if target >= 0 else None
+        functions[index].sites.append(Site(address, KINDS[kind], text, place, imported is not None, after))
     return CallMap(path, functions)
 
 
@@ -158,6 +161,7 @@ def as_json(found: CallMap) -> dict[str, Any]:
                         "address": site.address,
                         "kind": site.kind,
                         "target": site.target,
+                        "target_address": site.target_address,
                         "imported": site.imported,
                         **({"seen": dict(site.seen.most_common())} if found.traces else {}),
                     }

@@ -59,15 +59,16 @@ class Rows:
         for thread, _, path in sorted(files):
             self._add_file(thread, path)
 
-    def between(self, group: RowGroup, begin: int, end: int) -> NDArray[np.void]:
-        """The calls of a row group that began in a stretch of time, as CALL. Raises TraceError for a damaged file."""
+    def between(self, group: RowGroup, begin: int, end: int, shorter_than: int) -> NDArray[np.void]:
+        """A row group's short calls that began in a stretch of time, as CALL. Raises TraceError for a damaged file."""
         columns = self._columns(group)
         first, last = np.searchsorted(columns["start"], [begin, end])
-        return _calls(group, columns, int(first), int(last))
+        chosen = first + np.flatnonzero(columns["duration"][first:last] < shorter_than)
+        return _calls(group, columns, chosen)
 
     def all(self, group: RowGroup) -> NDArray[np.void]:
         """The calls of a row group."""
-        return _calls(group, self._columns(group), 0, group.rows)
+        return _calls(group, self._columns(group), np.arange(group.rows))
 
     def _columns(self, group: RowGroup) -> Columns:
         with self._lock:
@@ -99,7 +100,7 @@ class Rows:
     def stream(self, thread: int) -> Iterator[NDArray[np.void]]:
         """All calls of a thread in order, a row group at a time."""
         for group in self.groups.get(thread, []):
-            yield _calls(group, self._decode(group), 0, group.rows)
+            yield _calls(group, self._decode(group), np.arange(group.rows))
 
     def first_call(self, thread: int) -> int:
         """The id of a thread's first call; 0 for threads without calls."""
@@ -146,9 +147,9 @@ def _limits(column: pq.ColumnChunkMetaData) -> tuple[int, int]:
     return int(found.min), int(found.max)  # type: ignore[arg-type]  # there are some
 
 
-def _calls(group: RowGroup, columns: Columns, first: int, last: int) -> NDArray[np.void]:
-    found = np.empty(last - first, CALL)
+def _calls(group: RowGroup, columns: Columns, chosen: NDArray[np.int64]) -> NDArray[np.void]:
+    found = np.empty(len(chosen), CALL)
     for name, values in columns.items():
-        found[name] = values[first:last]
-    found["call"] = np.arange(group.first_call + first, group.first_call + last)
+        found[name] = values[chosen]
+    found["call"] = group.first_call + chosen
     return found

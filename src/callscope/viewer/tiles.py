@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from callscope.errors import TraceError
 from callscope.viewer.rows import RowGroup, Rows
 
-VERSION: Final = 1
+VERSION: Final = 2
 META: Final = "meta.json"
 SHORT_THREAD: Final = 300_000
 """Threads of so many calls need no index: all of them are looked at."""
-CALLS_A_TILE: Final = 64
+CALLS_A_TILE: Final = 16
 """How many calls begin in a tile of the finest level, depths together, about."""
 BANDS: Final = 32
 """4^32 ns is more than a signed 64-bit number."""

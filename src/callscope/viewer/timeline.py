@@ -24,7 +24,7 @@ MOST_CELLS: Final = 1 << 17
 """Cells of a window's density; with more, pixels are taken together."""
 MOST_CALLS: Final = 20_000
 """Calls answered one by one: the longest ones."""
-MOST_ROWS: Final = 3 << 20
+MOST_ROWS: Final = 1 << 20
 """Rows of the calls table read for one window; where it has more, tiles must do."""
 
 
@@ -114,7 +114,7 @@ class _Long:
         if window.pixel < 1 << 2 * self._base:
             short = self._read(window)
             if short is not None:
-                parts = [short[short["duration"] < 1 << 2 * self._base], *self._long(window, self._base)]
+                parts = [short, *self._long(window, self._base)]
                 return _view(window, parts, np.empty(0, TILE), 0, window.pixel, True)
         tiles = self._tiles[level]
         first = bisect_left(tiles["tile"], window.begin >> 2 * level)
@@ -133,15 +133,16 @@ class _Long:
         return found
 
     def _read(self, window: Window) -> NDArray[np.void] | None:
-        """The calls shorter than 4^base ns in the window, among others; None when that takes too long."""
-        begin = window.begin - (1 << 2 * self._base)
+        """The calls shorter than 4^base ns in the window, and some before it; None when that takes too long."""
+        limit = 1 << 2 * self._base
+        begin = window.begin - limit
         groups = [group for group in self._groups if group.begin < window.end and group.end >= begin]
         if sum(group.rows for group in groups) > MOST_ROWS:
             return None
         if len(groups) == 1:
-            return self._rows.between(groups[0], begin, window.end)
+            return self._rows.between(groups[0], begin, window.end, limit)
         with ThreadPoolExecutor(max(len(groups), 1)) as pool:  # decoding leaves Python to others
-            parts = list(pool.map(lambda group: self._rows.between(group, begin, window.end), groups))
+            parts = list(pool.map(lambda group: self._rows.between(group, begin, window.end, limit), groups))
         return np.concatenate(parts) if parts else np.empty(0, CALL)
 
 
