@@ -3,14 +3,19 @@
 import json
 import subprocess
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from callscope.cli.main import main
 from callscope.exporters import json as calltrace_json
 from callscope.exporters.registry import FORMATS
+from callscope.exporters.steps import STEP, Steps
 from callscope.exporters.walk import steps
 from callscope.reports.graph import call_graph
 from callscope.reports.selection import Selection
@@ -53,6 +58,32 @@ def test_steps_are_nested_and_in_order(clock: bool, tmp_path: Path) -> None:
         only = list(steps(database, Selection(thread=1001)))
         assert len(only) == 12
         assert {step.call.thread for step in only} == {found[-1].call.thread}
+
+
+WORDS = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-3, 12)
+
+
+@given(st.lists(st.lists(st.tuples(*[WORDS] * 5, st.integers(0, 255)), max_size=30), max_size=3), st.booleans())
+def test_steps_of_damaged_calls_are_nested_and_in_order(threads: list[list[tuple[int, ...]]], clock: bool) -> None:
+    with Steps(clock) as kernel:
+        for calls in threads:
+            names = ("call_id", "up", "start_ns", "duration_ns", "descendants", "ended_by")
+            columns = {name: [call[at] for call in calls] for at, name in enumerate(names)}
+            columns |= {name: list(range(len(calls))) for name in ("function_id", "node")}
+            parts = [part.copy() for part in chain(kernel.feed(columns), kernel.finish())]
+            found = np.concatenate([np.empty(0, STEP), *parts])
+            begun = (found["is_entry"] == 1) & (found["is_switch"] == 0)
+            assert found["function"][begun].tolist() == list(range(len(calls)))
+            assert np.all(np.diff(found["time"]) >= 0)
+            stack: list[int] = []
+            for step in found:
+                if not step["is_entry"]:
+                    assert stack.pop() == step["function"]
+                assert step["depth"] == len(stack)
+                if step["is_entry"]:
+                    stack.append(step["function"])
+                assert step["node"] == (stack[-1] if stack else -1)
+            assert not stack
 
 
 @pytest.mark.parametrize("clock", [True, False])
