@@ -2,11 +2,14 @@
  *
  * Such a call has no return address and no stack pointer of its own: it is a stretch of the code of the function around
  * it, between two calls of hooks. Its frame lies just below that of the function whose code it is, above all that is
- * called from there, and ends by its own hook, or with that function. The hooks tell of the functions themselves too:
+ * called from there (where the hook was called does not tell: between calls code may move the stack pointer up again),
+ * and ends by its own hook, or with that function. The hooks tell of the functions themselves too:
  * where a function's entry was recorded, the first hook of each call that names the function is that entry again. */
 #include <stddef.h>
 
 #include "rebuild_state.h"
+
+#define BELOW_CODE 4 /* stack pointers of all else are multiples of 8 */
 
 static bool is_left_out(const struct cs_rebuild *s, uint32_t function) {
     return function < s->in.function_limit && s->in.function_flags[function] & CS_FUNCTION_LEFT_OUT;
@@ -41,6 +44,7 @@ void cs_inline_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint3
         return;
     }
     const struct cs_frame *top = lane->count != 0 ? &lane->frames[lane->count - 1] : NULL;
+    uint32_t place = is_inside ? code->sp - BELOW_CODE : sp;
     if (top != NULL && top->marks & CS_FRAME_INLINE) {
         if (top->chain >= CS_CHAIN_LIMIT) {
             s->too_deep++;
@@ -48,7 +52,7 @@ void cs_inline_entry(struct cs_rebuild *s, uint32_t sp, uint32_t function, uint3
         }
         is_inside = is_inside || s->site_states[top->site].function == site->function;
     }
-    cs_frames_push_inline(s, lane, sp, function, site_index, top != NULL && !is_inside);
+    cs_frames_push_inline(s, lane, place, function, site_index, top != NULL && !is_inside);
 }
 
 void cs_inline_exit(struct cs_rebuild *s, uint32_t sp, uint32_t function) {

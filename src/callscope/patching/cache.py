@@ -23,7 +23,7 @@ from callscope.errors import ImageError, PlanError
 from callscope.patching.report import PlanReport
 from callscope.patching.scope import FUNCTIONS, Scope
 
-PLANNER_VERSION = 15
+PLANNER_VERSION = 16
 ARGUMENTS_SUFFIX = ".arguments"
 _BLOCK = 1 << 20
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from callscope.binary.elf import Image as ElfImage
 from callscope.binary.image import Image
 from callscope.binary.imports import exported_functions, import_names
 from callscope.binary.open import open_image
+from callscope.binary.pe import PeImage
 from callscope.errors import CallscopeError
 from callscope.patching.text import HOOK, Text
 
@@ -88,7 +90,7 @@ def silence_hooks(image: Image, text: Text) -> None:
                 groups[int(text.owners[index])] += sites
     text.hooks = frozenset(site.address for sites in groups.values() for site in sites)
     code = bytearray(text.code)
-    originals = _originals(image) if isinstance(image, ElfImage) else {}
+    originals = _originals(image)
     for owner, sites in groups.items():
         start = originals.get(text.starts[owner], text.starts[owner])
         redundant = _redundant(start, sites)
@@ -102,15 +104,21 @@ def silence_hooks(image: Image, text: Text) -> None:
     text.file_code, text.code = text.code, bytes(code)
 
 
-def _originals(image: ElfImage) -> dict[int, int]:
+def _symbols(image: Image) -> Iterator[dict[bytes, int]]:
+    """Name -> start of the functions of each symbol table that may name clones."""
+    if isinstance(image, PeImage):
+        yield {name.encode(): rva for name, rva in zip(image.symbols.names, image.symbols.rva.tolist(), strict=True)}
+    for table in image.symbol_tables if isinstance(image, ElfImage) else ():
+        records, strings = table.functions(), bytes(table.strings)
+        if any(mark in strings for mark in _CLONES):
+            names = [strings[at : strings.find(b"\0", at)] for at in records["name"].tolist()]
+            yield dict(zip(names, (records["value"] - np.uint64(image.base)).tolist(), strict=True))
+
+
+def _originals(image: Image) -> dict[int, int]:
     """Start of a clone that gcc made -> start of the function it was made from, which is what its hooks name."""
     found: dict[int, int] = {}
-    for table in image.symbol_tables:
-        records, strings = table.functions(), bytes(table.strings)
-        if not any(mark in strings for mark in _CLONES):
-            continue
-        names = [strings[at : strings.find(b"\0", at)] for at in records["name"].tolist()]
-        places = dict(zip(names, (records["value"] - np.uint64(image.base)).tolist(), strict=True))
+    for places in _symbols(image):
         for name, place in places.items():
             cuts = [name.find(mark) for mark in _CLONES if mark in name]
             if cuts and name[: min(cuts)] in places:
