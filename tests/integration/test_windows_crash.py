@@ -151,6 +151,27 @@ def test_programs_that_abort(
     assert crash["ended_by"] == ended
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["abort", "terminate", "throw", "noexcept"])
+def test_programs_that_abort_built_by_clang(
+    what: str, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLVM's C++ runtime, the universal C runtime, and names from a PDB."""
+    for key, value in windows.environment.items():
+        monkeypatch.setenv(key, value)
+    program = compile_windows("windows_endings.cpp", tmp_path / "endings.exe", "-g", compiler="zig-windows")
+    assert callscope(["record", "--no-follow", "-o", tmp_path / "t", program, what], windows.cache).status == 3
+    crash = report_of(windows, tmp_path / "t")
+    names = [(frame["function_name"] or "").partition("(")[0] for frame in crash["backtrace"]]
+    assert names[0] == "abort" and names.count("work") == 4
+    thrown = {
+        "throw": {"type": "std::runtime_error", "what": "no such table"},
+        "noexcept": {"type": "std::logic_error", "what": "broken promise"},
+    }
+    assert crash["exception"] == thrown.get(what)
+    assert crash["uncaught_exception"] == (what != "abort")
+
+
 def test_an_exception_of_microsofts_that_nobody_catches(
     windows: Windows, endings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

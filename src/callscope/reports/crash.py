@@ -31,11 +31,13 @@ SIGNALLED: Final = 128
 _BREAKPOINT: Final = (signal.SIGTRAP, 0x80)
 """Signal and code of a breakpoint instruction: rip is already behind it."""
 _TERMINATE: Final = (
-    "std::terminate()", "__gnu_cxx::__verbose_terminate_handler()", "__cxxabiv1::__terminate(void (*)())",
-    "std::__terminate(void (*)())", "__clang_call_terminate", "__cxa_call_terminate", "__gxx_personality_v0",
+    "std::terminate", "gnu_cxx::__verbose_terminate_handler", "cxxabiv1::__terminate", "std::__terminate",
+    "clang_call_terminate", "cxa_call_terminate", "gxx_personality_v0", "cxxabiv1::failed_throw",
 )  # fmt: skip
-_THROWING: Final = ("__cxa_throw", "__cxa_rethrow", "_Unwind_RaiseException", "_Unwind_Resume_or_Rethrow")
-_ABORTS: Final = ("abort", "_assert", "_wassert")
+_THROWING: Final = (
+    "cxa_throw", "cxa_rethrow", "Unwind_RaiseException", "Unwind_Resume_or_Rethrow", "clang_call_terminate",
+)  # fmt: skip
+_ABORTS: Final = ("abort", "assert", "wassert")
 """what ends a Windows program so that its agent sees the end only; the last byte of the status is 3 then"""
 _ABORT_STATUS: Final = 3
 _ROUTINES: Final = ("cs_entry", "cs_exit", "cs_tail", "cs_landing", "cs_call_")
@@ -126,7 +128,7 @@ def report(trace: Trace, database: Database, crash: Crash, last: int) -> dict[st
         "in_trampoline": scene.raw_rip is not None,
         "backtrace": [_frame_json(frame) for frame in frames],
         "backtrace_ends": scene.problem,
-        "uncaught_exception": any(frame.function in _TERMINATE for frame in frames),
+        "uncaught_exception": any(_plain(frame) in _TERMINATE for frame in frames),
         "exception": exception_of(crash) if _may_be_thrown(crash, frames) else None,
         "handled_by_program": bool(fields["crash_flags"] & records.CRASH_HANDLED)
         or scene.handled is not None
@@ -145,11 +147,16 @@ def report(trace: Trace, database: Database, crash: Crash, last: int) -> dict[st
     }
 
 
+def _plain(frame: Frame) -> str:
+    """A function's name without parameters, which a PDB gives C functions too, and leading underscores."""
+    return (frame.function or "").partition("(")[0].lstrip("_")
+
+
 def _may_be_thrown(crash: Crash, frames: Sequence[Frame]) -> bool:
     """Whether the exception in a record is what the thread was at: on Windows it is the one thrown last, which may be
     over unless its throwing led here.
     """
-    return crash.fields["system"] == records.CRASH_LINUX or any(frame.function in _THROWING for frame in frames)
+    return crash.fields["system"] == records.CRASH_LINUX or any(_plain(frame) in _THROWING for frame in frames)
 
 
 def _vectors(crash: Crash) -> dict[str, int]:
@@ -183,7 +190,7 @@ def _scene(trace: Trace, crash: Crash, warnings: list[str]) -> _Scene:
 def _at_abort(crash: Crash, registers: Registers, frames: list[Frame], unwinder: Unwinder) -> _Scene:
     """The agent saw the end of a process: what ended it is further out."""
     problem = unwinder.problem
-    index = next((i for i, frame in enumerate(frames) if frame.function in _ABORTS), 0)
+    index = next((i for i, frame in enumerate(frames) if _plain(frame) in _ABORTS), 0)
     current: Registers | None = registers
     for i in range(index):
         current = unwinder.caller(current, exact=i == 0) if current is not None else None
