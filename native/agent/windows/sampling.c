@@ -26,10 +26,6 @@
 /* From entry.S: stacks on which the agent's slow paths run. */
 extern uint8_t cs_stacks[], cs_stacks_end[];
 
-static struct {
-    LARGE_INTEGER created, ended, kernel, user;
-} times;
-
 static uint32_t own_tid;
 
 bool cs_sampling_wanted(void) {
@@ -38,6 +34,9 @@ bool cs_sampling_wanted(void) {
 
 /* Processor time of a thread. */
 static uint64_t used_ns(HANDLE thread) {
+    struct {
+        LARGE_INTEGER created, ended, kernel, user;
+    } times;
     if (NtQueryInformationThread(thread, (THREADINFOCLASS)THREAD_TIMES, &times, sizeof times, NULL))
         return 0;
     return (uint64_t)(times.kernel.QuadPart + times.user.QuadPart) * NS_OF_CLOCK;
