@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def _nginx(directory: Path) -> Live:
         f"{kind}_temp_path {directory}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     (directory / "file").write_bytes(bytes(range(256)) * 64)
-    user = "user root;" if os.geteuid() == 0 else ""
+    user = "user www-data;" if os.geteuid() == 0 else ""
     for above in [directory, *list(directory.parents)[:-2]]:  # the worker reads the file
         above.chmod(above.stat().st_mode | 0o011)
     (directory / "conf").write_text(_NGINX.format(directory=directory, port=port, user=user, bodies=bodies))
@@ -191,6 +191,7 @@ def live(name: str, directory: Path) -> Iterator[Live]:
     try:
         yield program
     except BaseException:
-        os.kill(program.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(program.pid, signal.SIGKILL)
         raise
     program.finish()

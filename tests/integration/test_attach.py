@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from callscope.errors import RecordError
-from callscope.recording.process import Process, read_maps
+from callscope.recording.process import Mapping, Process, read_maps
+from callscope.recording.ptrace import Thread
 from callscope.recording.running import check_process
 from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.tracing import Outcome, callscope, count_calls, read_calls
@@ -58,18 +59,25 @@ def changed_code(pid: int) -> list[str]:
     process = Process(pid)
     changed = []
     for mapping in process.maps:
-        if "x" in mapping.protection and mapping.path.startswith("/") and "libcallscope" not in mapping.name:
-            assert "w" not in mapping.protection
-            with Path(mapping.path).open("rb") as file:
-                file.seek(mapping.offset)
-                there = file.read(mapping.end - mapping.start)
-            try:
-                if process.read(mapping.start, len(there)) != there:
-                    changed.append(mapping.path)
-            except OSError:
-                assert mapping not in read_maps(pid)  # it was unloaded meanwhile
+        if "x" not in mapping.protection or not mapping.path.startswith("/") or "libcallscope" in mapping.name:
+            continue
+        assert "w" not in mapping.protection
+        try:
+            there = read_mapped(pid, mapping)
+            if process.read(mapping.start, len(there)) != there:
+                changed.append(mapping.path)
+        except OSError:
+            assert mapping not in read_maps(pid)  # it was unloaded meanwhile
     process.close()
     return changed
+
+
+def read_mapped(pid: int, mapping: Mapping) -> bytes:
+    """What a file holds that is mapped; also of one that is gone, which is for root alone."""
+    whole = Path(f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}")
+    with (whole if os.geteuid() == 0 else Path(mapping.path)).open("rb") as file:
+        file.seek(mapping.offset)
+        return file.read(mapping.end - mapping.start)
 
 
 def test_a_program_with_threads_is_recorded_and_goes_on(
@@ -163,6 +171,22 @@ def test_a_static_program_is_refused(tmp_path: Path, plan_cache: Path) -> None:
     with subprocess.Popen([program]) as process:
         assert "statically linked" in error_of(attach(process.pid, tmp_path / "t", plan_cache))
         process.kill()
+
+
+def test_a_step_over_pushf_leaves_no_trap(tmp_path: Path) -> None:
+    """A thread that is led out of the agent by steps takes the flags it pushed meanwhile back afterwards."""
+    source = tmp_path / "pushes.c"
+    source.write_text('int main(void) { for (;;) __asm__ volatile("pushf; nop; nop; nop; popf; nop"); }\n')
+    with subprocess.Popen([compile_program([source], tmp_path / "pushes", [])]) as program:
+        for steps in range(1, 40):
+            process, thread = Process(program.pid), Thread.seize(program.pid)
+            assert thread.stop()
+            assert all(thread.step(process) for _ in range(steps))
+            thread.release()
+            process.close()
+        time.sleep(0.05)
+        assert program.poll() is None
+        program.kill()
 
 
 NOBODY = 65534

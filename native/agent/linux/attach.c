@@ -36,8 +36,21 @@ CS_ATTACH uint64_t callscope_attach_unmap(uint64_t memory, uint64_t bytes) {
     return DONE;
 }
 
-CS_ATTACH uint64_t callscope_attach_begin(const char *directory, const char *recorder) {
-    static char socket[256];
+/* A file that the recorder opened for this process: what it is to find at `path`. */
+CS_ATTACH uint64_t callscope_attach_give(const char *path, int descriptor) {
+    cs_give(path, descriptor);
+    return DONE;
+}
+
+/* Close what was given. */
+CS_ATTACH uint64_t callscope_attach_give_up(void) {
+    cs_give_up(NULL);
+    return DONE;
+}
+
+/* program: the path of its file. */
+CS_ATTACH uint64_t callscope_attach_begin(const char *directory, const char *recorder, const char *program) {
+    static char socket[256], path[4096];
     uint64_t at = 0;
     if (cs_session.events)
         return ALREADY;
@@ -45,6 +58,9 @@ CS_ATTACH uint64_t callscope_attach_begin(const char *directory, const char *rec
         return BUSY;
     cs_text_append(socket, sizeof socket, &at, recorder);
     cs_launch.recorder = socket;
+    at = 0;
+    cs_text_append(path, sizeof path, &at, program);
+    cs_launch.path = path;
     cs_regions_switch(false);
     cs_attachment = CS_ATTACHMENT_PREPARES;
     if (!callscope_session_begin(directory)) {

@@ -8,6 +8,7 @@
 /* What the agent was started with. */
 struct cs_launch {
     const char *recorder;                                 /* path of the recorder's socket, or NULL */
+    const char *path;                                     /* of the program, where it is not to be looked up; or NULL */
     uint64_t program_headers, program_header_count, vdso; /* from the auxiliary vector */
 };
 
@@ -39,6 +40,14 @@ bool cs_ask_answer(struct cs_asker *asker, struct cs_reply *reply);
 /* Wait for one more answer, however long it takes. */
 void cs_ask_wait(struct cs_asker *asker);
 void cs_ask_end(struct cs_asker *asker);
+
+/* ---- given.c */
+/* `descriptor` is the file that `path` means for this process from now on; it belongs to us. */
+void cs_give(const char *path, int descriptor);
+/* The descriptor that a path means, or -1; it stays where it is. */
+int cs_given(const char *path);
+/* Close what a path means, or everything (NULL). */
+void cs_give_up(const char *path);
 
 /* ---- region.c */
 /* Map the plan a reply names and apply it to the module. NULL when that went well, else the reason why the module

@@ -119,6 +119,8 @@ static void settle(struct newcomer *newcomer, struct cs_asker *asker) {
             reason = cs_region_apply(module, &newcomer->image, &reply);
         if (asker->socket >= 0)
             cs_unwind_module(module, reply.unwind);
+        cs_give_up(reply.plan);
+        cs_give_up(reply.chosen);
     }
     if (reason)
         cs_note_module(CS_NOTE_NO_PLAN, reason, path);

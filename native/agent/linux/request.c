@@ -21,13 +21,36 @@ static uint64_t seconds(void) {
     return (uint64_t)now.tv_sec;
 }
 
-/* Move `bytes` bytes in or out before `limit` seconds have passed. */
-static bool transfer(int descriptor, void *data, uint64_t bytes, bool out, uint64_t limit) {
+#define MOST_FILES 2
+
+/* Descriptors that come along with data (unix(7), SCM_RIGHTS). */
+struct files {
+    int count, descriptors[MOST_FILES];
+};
+
+static long receive(int descriptor, uint8_t *at, uint64_t bytes, struct files *files) {
+    union {
+        struct cmsghdr header;
+        uint8_t room[CMSG_SPACE(sizeof files->descriptors)];
+    } control;
+    struct iovec data = {at, bytes};
+    struct msghdr message = {
+        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    long got = cs_call3(SYS_recvmsg, descriptor, (long)&message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got > 0 && message.msg_controllen >= sizeof(struct cmsghdr) && control.header.cmsg_type == SCM_RIGHTS) {
+        files->count = (int)((control.header.cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(files->descriptors, CMSG_DATA(&control.header), (uint64_t)files->count * sizeof(int));
+    }
+    return got;
+}
+
+/* Move `bytes` bytes out, or with `files` in, before `limit` seconds have passed. */
+static bool transfer(int descriptor, void *data, uint64_t bytes, struct files *files, uint64_t limit) {
     uint64_t deadline = seconds() + limit;
     uint8_t *at = data;
     while (bytes) {
-        long moved = cs_call6(out ? SYS_sendto : SYS_recvfrom, descriptor, (long)at, (long)bytes,
-                              MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
+        long moved = files ? receive(descriptor, at, bytes, files)
+                           : cs_call6(SYS_sendto, descriptor, (long)at, (long)bytes, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
         if (moved > 0) {
             at += moved;
             bytes -= (uint64_t)moved;
@@ -37,7 +60,7 @@ static bool transfer(int descriptor, void *data, uint64_t bytes, bool out, uint6
             continue;
         if (moved != -EAGAIN || seconds() >= deadline)
             return false;
-        struct pollfd wait = {.fd = descriptor, .events = out ? POLLOUT : POLLIN};
+        struct pollfd wait = {.fd = descriptor, .events = files ? POLLIN : POLLOUT};
         cs_call3(SYS_poll, (long)&wait, 1, 1000);
     }
     return true;
@@ -45,6 +68,8 @@ static bool transfer(int descriptor, void *data, uint64_t bytes, bool out, uint6
 
 static int connect_to(const char *path) {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (cs_given(path) >= 0)
+        return cs_open(path, O_RDWR);
     if (cs_text_length(path) >= sizeof address.sun_path)
         return -1;
     memcpy(address.sun_path, path, cs_text_length(path));
@@ -72,7 +97,7 @@ bool cs_ask_begin(struct cs_asker *asker, uint32_t module_count) {
                                  .pid = cs_session.process->pid,
                                  .module_count = module_count};
     *asker = (struct cs_asker){.socket = cs_launch.recorder ? connect_to(cs_launch.recorder) : -1};
-    if (asker->socket >= 0 && transfer(asker->socket, &request, sizeof request, true, CONNECT_SECONDS))
+    if (asker->socket >= 0 && transfer(asker->socket, &request, sizeof request, NULL, CONNECT_SECONDS))
         return true;
     cs_ask_end(asker);
     return false;
@@ -88,21 +113,25 @@ bool cs_ask(struct cs_asker *asker, const struct cs_module *module, const char *
     memcpy(question.build_id, module->build_id, sizeof question.build_id);
     uint64_t at = 0;
     cs_text_append(question.path, sizeof question.path, &at, path);
-    return asker->socket >= 0 && transfer(asker->socket, &question, sizeof question, true, CONNECT_SECONDS);
+    return asker->socket >= 0 && transfer(asker->socket, &question, sizeof question, NULL, CONNECT_SECONDS);
 }
 
 bool cs_ask_answer(struct cs_asker *asker, struct cs_reply *reply) {
-    if (asker->socket < 0 || !transfer(asker->socket, reply, sizeof *reply, false, ANSWER_SECONDS))
+    struct files files = {0};
+    if (asker->socket < 0 || !transfer(asker->socket, reply, sizeof *reply, &files, ANSWER_SECONDS))
         return false;
     reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] =
         reply->unwind[sizeof reply->unwind - 1] = 0;
+    for (int i = 0; i < files.count; i++)
+        cs_give(i ? reply->chosen : reply->plan, files.descriptors[i]);
     return true;
 }
 
 void cs_ask_wait(struct cs_asker *asker) {
+    struct files none = {0};
     uint8_t done;
     if (asker->socket >= 0)
-        transfer(asker->socket, &done, sizeof done, false, WRITING_SECONDS);
+        transfer(asker->socket, &done, sizeof done, &none, WRITING_SECONDS);
 }
 
 void cs_ask_end(struct cs_asker *asker) {

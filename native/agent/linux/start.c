@@ -87,10 +87,13 @@ static uint64_t read_file(const char *path, void *to, uint64_t bytes) {
 
 static void describe_program(int argument_count, char **arguments) {
     struct cs_session *session = &cs_session;
-    long bytes = cs_call3(SYS_readlink, (long)"/proc/self/exe", (long)session->path, sizeof session->path - 1);
+    long bytes = -ENOENT;
+    if (!cs_launch.path)
+        bytes = cs_call3(SYS_readlink, (long)"/proc/self/exe", (long)session->path, sizeof session->path - 1);
     if (cs_failed(bytes)) {
         uint64_t at = 0;
-        cs_text_append(session->path, sizeof session->path, &at, argument_count ? arguments[0] : "");
+        const char *path = cs_launch.path ? cs_launch.path : argument_count ? arguments[0] : "";
+        cs_text_append(session->path, sizeof session->path, &at, path);
         bytes = (long)at;
     }
     session->path_bytes = (uint32_t)bytes;

@@ -9,6 +9,7 @@
 
 #include "../core/agent.h"
 #include "../core/memory.h"
+#include "linux.h"
 #include "syscall.h"
 
 /* Descriptors below stay free: programs may count on getting the lowest number. */
@@ -175,7 +176,11 @@ int cs_move_descriptor(int descriptor) {
 }
 
 int cs_open(const char *path, int flags) {
-    long descriptor;
+    long descriptor = cs_given(path);
+    if (descriptor >= 0) {
+        descriptor = cs_call3(SYS_fcntl, descriptor, F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR);
+        return cs_failed(descriptor) ? -1 : (int)descriptor;
+    }
     do
         descriptor = cs_call4(SYS_openat, AT_FDCWD, (long)path, flags | O_CLOEXEC, 0);
     while (descriptor == -EINTR);

@@ -15,10 +15,11 @@ from callscope.errors import RecordError, UsageError
 from callscope.recording.attach_linux import inject, withdraw
 from callscope.recording.attach_windows import launcher
 from callscope.recording.directory import default_directory
+from callscope.recording.loaded import LoadedFiles
 from callscope.recording.mailbox import Mailbox
 from callscope.recording.options import RecordOptions
-from callscope.recording.plans import Module, Plans, planner_of
-from callscope.recording.process import PROC, Process
+from callscope.recording.plans import Plans, planner_of
+from callscope.recording.process import PROC
 from callscope.recording.record import RecordResult, finish
 from callscope.recording.rules import Rules
 from callscope.recording.running import check_process, executable, find_process, is_wine, wine_runs
@@ -93,9 +94,9 @@ def attached(target: _Target, session: Session, plans: Plans) -> Iterator[Callab
     The program may have ended before that is called.
     """
     if target.pid:
-        plan_loaded(target.pid, plans)
+        plan_loaded(target.pid, plans, session.plans)
         with Server(plans.answer) as server:
-            still = inject(target.pid, session.directory, server.path)
+            still = inject(target.pid, session.directory, server)
             session.update(lambda state: state.update(stopped_ms=round(still * 1000, 3)))
             yield lambda: _quietly(lambda: withdraw(target.pid), target.pid)
         return
@@ -116,19 +117,16 @@ def _quietly(act: Callable[[], object], pid: int = 0) -> None:
             raise
 
 
-def plan_loaded(pid: int, plans: Plans) -> None:
-    """Plan what a process has loaded, before anything is done to it."""
+def plan_loaded(pid: int, plans: Plans, copies: Path) -> None:
+    """Plan what a process has loaded, before anything is done to it. copies: where files are kept that are gone."""
     check_process(pid)
     try:
-        process = Process(pid)
-        main = str(executable(pid))
-        loaded = [Module(path, process.build_id(base), path == main) for path, base in process.libraries().items()]
-        process.close()
+        files = LoadedFiles(pid, copies)
     except OSError:
         return  # attaching will say why
-    for module in loaded:
-        if module.build_id:
-            plans.answer(module)
+    plans.locate = files.find
+    for module in files.modules:
+        plans.answer(module)
 
 
 def put_back(directory: Path) -> None:

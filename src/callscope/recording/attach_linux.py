@@ -16,13 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
+from callscope.binary.open import read_build_id
 from callscope.errors import RecordError
 from callscope.native import AGENT_NAME, library_path
 from callscope.recording.borrow import STACK_BYTES, Borrowed, borrowed, libc_errno, places_of
 from callscope.recording.halt import Halt, find_restorers, halted, is_inside
-from callscope.recording.process import Process
+from callscope.recording.handing import Channel, is_foreign, reachable
+from callscope.recording.process import PROC, Process
 from callscope.recording.ptrace import is_permission
-from callscope.recording.running import check_process, refusal
+from callscope.recording.running import check_process, executable, refusal
+from callscope.recording.server import Server
 
 _DONE, _ALREADY, _BUSY, _NO_SESSION, _CHANGED = range(5)
 """enum outcome of native/agent/linux/attach.c"""
@@ -36,18 +39,21 @@ _MOST_REGIONS = 4096
 _LONGEST_PATH = 4095
 
 
-def inject(pid: int, session: Path, recorder: Path) -> float:
+def inject(pid: int, session: Path, server: Server) -> float:
     """Begin a session in a process; the seconds for which its threads stood still.
 
-    session: the trace directory. recorder: the socket to ask for plans. Raises RecordError.
+    session: the trace directory. server: answers its questions. Raises RecordError.
     """
     with opened(pid) as process:
         libc = _libc(process)
         restorers = find_restorers(process)
         with borrowed(process, places_of(process, libc, _agent_code(process), _trampolines(process))) as loan:
-            agent = _agent(process) or _load_agent(loan, libc)
-            with _memory(loan, agent):
-                _begin(loan, agent, session, recorder)
+            with _scratch(loan, libc):
+                channel = Channel(loan, libc) if is_foreign(pid) else None
+                agent = _agent(process) or _load_agent(loan, libc, channel)
+                handed = _hand(channel, process, session, server) if channel else {}
+            with _memory(loan, agent), _given(loan, agent, handed):
+                _begin(loan, agent, session, server.path)
                 try:
                     seconds = _patch(loan, agent, restorers)
                 except RecordError:
@@ -104,10 +110,9 @@ def _agent(process: Process) -> dict[str, int]:
     """Symbols of the agent, empty when it is not loaded. Raises RecordError for that of another version."""
     for path, base in process.libraries().items():
         if Path(path.removesuffix(" (deleted)")).name == AGENT_NAME:
-            symbols = process.symbols(base)
-            if "callscope_attach_begin" not in symbols or path != str(library_path(AGENT_NAME)):
+            if process.build_id(base) != read_build_id(library_path(AGENT_NAME)):
                 raise RecordError(f"process {process.pid} has an agent of another callscope: start it again")
-            return symbols
+            return process.symbols(base)
     return {}
 
 
@@ -123,29 +128,72 @@ def _trampolines(process: Process) -> list[tuple[int, int]]:
     ]
 
 
-def _load_agent(loan: Borrowed, libc: dict[str, int]) -> dict[str, int]:
-    """Have the program's loader load the agent; its symbols."""
-    process, path = loan.process, os.fsencode(library_path(AGENT_NAME))
+@contextmanager
+def _scratch(loan: Borrowed, libc: dict[str, int]) -> Iterator[None]:
+    """Memory for calls of the C library to run on, whose errno is the program's again after the block."""
     memory = loan.call(libc["mmap"], 0, STACK_BYTES, _READ_WRITE, _PRIVATE_ANONYMOUS, _NO_FILE, 0)
     if memory >= _MAP_FAILED:
         raise RecordError("the program has no room for the agent: its address space is limited")
     loan.stack = memory
     errno = libc_errno(loan, libc["__errno_location"])
-    process.write(memory, path + b"\0")
-    handle = loan.call(libc.get("dlopen") or libc["__libc_dlopen_mode"], memory, _NOW_GLOBAL)
-    reason = ""
-    if not handle and "dlerror" in libc and (text := loan.call(libc["dlerror"])):
-        reason = process.read(text, 256).split(b"\0")[0].decode(errors="replace")
-    process.write(*errno)
-    loan.stack = 0
-    loan.call(libc["munmap"], memory, STACK_BYTES)
-    if not handle:
-        raise RecordError(f"the program's loader refuses the agent: {reason or 'for no given reason'}")
+    try:
+        yield
+    finally:
+        loan.process.write(*errno)
+        loan.stack = 0
+        loan.call(libc["munmap"], memory, STACK_BYTES)
+
+
+def _load_agent(loan: Borrowed, libc: dict[str, int], channel: Channel | None) -> dict[str, int]:
+    """Have the program's loader load the agent; its symbols. With a channel, from a file that is handed over."""
+    path, process = library_path(AGENT_NAME), loan.process
+    if channel is None:
+        _load(loan, libc, str(path))
+    else:
+        with reachable(channel, process.pid, path) as there:
+            _load(loan, libc, there)
     process.refresh()
     agent = _agent(process)
     if not agent:
         raise RecordError("the agent was loaded, and is not there: the program's loader is unknown")
     return agent
+
+
+def _load(loan: Borrowed, libc: dict[str, int], path: str) -> None:
+    loan.process.write(loan.stack, os.fsencode(path) + b"\0")
+    if loan.call(libc.get("dlopen") or libc["__libc_dlopen_mode"], loan.stack, _NOW_GLOBAL):
+        return
+    reason = ""
+    if "dlerror" in libc and (text := loan.call(libc["dlerror"])):
+        reason = loan.process.read(text, 256).split(b"\0")[0].decode(errors="replace")
+    raise RecordError(f"the program's loader refuses the agent: {reason or 'for no given reason'}")
+
+
+def _hand(channel: Channel, process: Process, session: Path, server: Server) -> dict[str, int]:
+    """Hand over what the agent is going to open: path -> descriptor of the program's."""
+    own = PROC / str(process.pid)
+    wanted = {str(session / name): (session / name, os.O_RDWR) for name in ("events", "journal")}
+    wanted |= {f"/proc/self/{name}": (own / name, os.O_RDONLY) for name in ("auxv", "stat", "cmdline")}
+    files = [os.open(path, how) for path, how in wanted.values()]
+    try:
+        numbers = channel.hand(files)
+    finally:
+        for file in files:
+            os.close(file)
+    server.serve(channel.end)
+    return dict(zip(wanted, numbers, strict=True)) | {str(server.path): channel.descriptor}
+
+
+@contextmanager
+def _given(loan: Borrowed, agent: dict[str, int], handed: dict[str, int]) -> Iterator[None]:
+    """Let the agent have what was handed over, within the block."""
+    for path, descriptor in handed.items():
+        loan.process.write(loan.stack, os.fsencode(path) + b"\0")
+        loan.call(agent["callscope_attach_give"], loan.stack, descriptor)
+    try:
+        yield
+    finally:
+        loan.call(agent["callscope_attach_give_up"])
 
 
 @contextmanager
@@ -163,12 +211,13 @@ def _memory(loan: Borrowed, agent: dict[str, int]) -> Iterator[None]:
 
 
 def _begin(loan: Borrowed, agent: dict[str, int], session: Path, recorder: Path) -> None:
-    paths = os.fsencode(session) + b"\0", os.fsencode(recorder) + b"\0"
-    if len(paths[0]) > _LONGEST_PATH:
+    paths = [os.fsencode(path) + b"\0" for path in (session, recorder, executable(loan.process.pid))]
+    if max(map(len, paths)) > _LONGEST_PATH:
         raise RecordError(f"the path {session} is too long: choose a shorter one with -o")
     loan.process.write(loan.stack, b"".join(paths))
+    places = [loan.stack + sum(map(len, paths[:number])) for number in range(len(paths))]
     for _ in range(_TRIES):
-        outcome = loan.call(agent["callscope_attach_begin"], loan.stack, loan.stack + len(paths[0]))
+        outcome = loan.call(agent["callscope_attach_begin"], *places)
         if outcome != _BUSY:
             break
         time.sleep(_PAUSE)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from callscope.errors import RecordError
 from callscope.recording.process import Process, status_field
-from callscope.recording.ptrace import Registers, Stop, Thread
+from callscope.recording.ptrace import TRAP_FLAG, Registers, Stop, Thread
 
 RED_ZONE = 128
 """bytes below the stack pointer that are in use (System V ABI, 3.2.2)"""
@@ -41,6 +41,7 @@ _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.S
 PATIENCE = 5.0
 """seconds within which a thread fit to be borrowed has to turn up"""
 _STEPS = 200
+_DIRECTION_FLAG = 0x400
 _PAUSE = 0.003
 """seconds between tries"""
 
@@ -130,7 +131,7 @@ class Borrowed:
             setattr(registers, name, value)
         registers.rip, registers.rax = function, 0
         registers.orig_rax = _ALL_SIGNALS  # in no system call: nothing begins again
-        registers.eflags &= ~0x500  # direction and single step
+        registers.eflags &= ~(_DIRECTION_FLAG | TRAP_FLAG)
         self.thread.set_registers(registers)
         self.thread.run()
         return self._returned(time.monotonic() + seconds)
@@ -194,7 +195,7 @@ def find_thread(process: Process, places: Places, seconds: float) -> tuple[Threa
                 if thread.stop() and not thread.record.signal:
                     registers = thread.registers()
                     waiting |= registers.system_call in _WAITS
-                    registers = leave(thread, registers, [*places.agent, *places.trampolines])
+                    registers = leave(process, thread, registers, [*places.agent, *places.trampolines])
                     if is_fit(process, registers, places, strict):
                         return thread, registers
             thread.release()
@@ -207,12 +208,12 @@ def find_thread(process: Process, places: Places, seconds: float) -> tuple[Threa
     )
 
 
-def leave(thread: Thread, registers: Registers, code: Sequence[tuple[int, int]]) -> Registers:
+def leave(process: Process, thread: Thread, registers: Registers, code: Sequence[tuple[int, int]]) -> Registers:
     """Have a thread step out of some code, if it soon comes to an end there; its registers then."""
     for _ in range(_STEPS):
         if registers.system_call is not None or not any(start <= registers.rip < end for start, end in code):
             break
-        if not thread.step():
+        if not thread.step(process):
             thread.stop()
             return thread.registers()
         registers = thread.registers()

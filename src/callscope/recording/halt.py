@@ -141,7 +141,7 @@ class Halt:
     def _step(self, index: int) -> bool:
         """Have one of `threads` execute an instruction; whether it did."""
         with suppress(ProcessLookupError):
-            return self._thread(index).step()
+            return self._thread(index).step(self.loan.process)
         return False
 
     def apply(self, places: Places) -> None:
@@ -163,14 +163,32 @@ class Halt:
 
 
 @contextmanager
+def _urgent() -> Iterator[None]:
+    """This thread goes before others for the block, if it may: while it waits for a processor, the program stands
+    still (sched(7)).
+    """
+    before, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, before, parameters)
+
+
+@contextmanager
 def halted(loan: Borrowed, restorers: Sequence[int]) -> Iterator[Halt | None]:
     """All threads of the process at a standstill for the block; None when one of them does not stand still in time."""
     loan.process.refresh()
     halt = Halt(loan, restorers)
-    try:
-        yield halt if halt.stop() else None
-    finally:
-        halt.release()
+    with _urgent():
+        try:
+            yield halt if halt.stop() else None
+        finally:
+            halt.release()
 
 
 def find_restorers(process: Process) -> list[int]:

@@ -96,6 +96,8 @@ class Plans:
         self._unpacked: dict[tuple[int, str], Path] = {}
         self._next_id = 1
         self._wanted: dict[int, NDArray[np.bool_]] = {}
+        self.locate: Callable[[Module], str] = lambda module: module.path
+        """Where to read the file of a module. Raises PlanError."""
         self.chosen_counts: dict[int, int] = {}
         """By an image's first function id: how many of its functions the rules chose, where they did not choose all."""
 
@@ -122,7 +124,7 @@ class Plans:
         if not wanted:
             return None
         try:
-            source = module.path
+            source = self.locate(module)
             if module.is_main and is_packed(source):
                 dump = self._unpacked_file(module)
                 if is_windows_file(source) and not module.is_unpacked:

@@ -14,12 +14,16 @@ from enum import IntEnum
 from functools import cache
 
 from callscope.native import kernel
+from callscope.recording.process import Process
 
 _CONT, _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 7, 9, 12, 13, 17
 _GETREGSET, _SETREGSET, _SEIZE, _INTERRUPT, _SETSIGMASK, _GETSIGMASK = 0x4204, 0x4205, 0x4206, 0x4207, 0x420B, 0x420A
 _VECTOR_STATE = 0x202
 """NT_X86_XSTATE: all that XSAVE stores, x87 and vector registers"""
 _WALL = 0x40000000
+_PUSHF, _PREFIXES, _LONGEST_PUSHF = b"\x9c", bytes([0x66, *range(0x40, 0x50)]), 3
+TRAP_FLAG = 0x100
+"""of eflags (Intel SDM volume 1, 3.4.3.3)"""
 _VECTOR_BYTES = 1 << 14
 _RELEASE = 60.0
 """seconds that a thread may take to be released"""
@@ -175,13 +179,30 @@ class Thread:
         mask = ctypes.c_uint64(signals)
         _ptrace(_SETSIGMASK, self.tid, 8, ctypes.addressof(mask))
 
-    def step(self) -> bool:
-        """Execute one instruction; whether it did."""
+    def step(self, process: Process) -> bool:
+        """Execute one instruction; whether it did. process: that the thread is of."""
+        before = self.registers()
+        code = process.read(before.rip, _LONGEST_PUSHF)
         self._go(_SINGLESTEP)
         done = self.wait(1.0) == Stop.SIGNAL and self.record.signal == signal.SIGTRAP
         if done:
             self.record.signal = 0
+        if done and not before.eflags & TRAP_FLAG:
+            self._forget_trap_flag(process, code.lstrip(_PREFIXES)[:1] == _PUSHF)
         return done
+
+    def _forget_trap_flag(self, process: Process, is_pushed: bool) -> None:
+        """Clear the flag by which a step was made, which would trap the thread when it has long been let go: in flags
+        that it pushed, and in its own, where the kernel takes it for the program's after a popf
+        (enable_single_step in arch/x86/kernel/step.c).
+        """
+        registers = self.record.registers
+        if is_pushed:
+            flags = int.from_bytes(process.read(registers.rsp, 2), "little") & ~TRAP_FLAG
+            process.write(registers.rsp, flags.to_bytes(2, "little"))
+        if registers.eflags & TRAP_FLAG:
+            registers.eflags &= ~TRAP_FLAG
+            self.set_registers(registers)
 
     def run(self) -> None:
         """Let it go on, seized."""

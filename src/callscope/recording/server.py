@@ -82,13 +82,22 @@ class Server:
                 return
             with self._lock:
                 self._connections.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), name="callscope-client", daemon=True).start()
+            self._begin(connection, False)
 
-    def _serve(self, connection: socket.socket) -> None:
+    def serve(self, connection: socket.socket) -> None:
+        """Answer over a connection that is there already, to a process that cannot open files: they go with answers."""
+        with self._lock:
+            self._connections.add(connection)
+        self._begin(connection, True)
+
+    def _begin(self, connection: socket.socket, hands: bool) -> None:
+        threading.Thread(target=self._serve, args=(connection, hands), name="callscope-client", daemon=True).start()
+
+    def _serve(self, connection: socket.socket, hands: bool) -> None:
         """Read questions and let another thread answer them: the agent may ask all before it reads an answer."""
         questions: SimpleQueue[Module | None] = SimpleQueue()
         replier = threading.Thread(
-            target=self._reply, args=(connection, questions), name="callscope-reply", daemon=True
+            target=self._reply, args=(connection, hands, questions), name="callscope-reply", daemon=True
         )
         replier.start()
         with connection:
@@ -102,10 +111,14 @@ class Server:
         with self._lock:
             self._connections.discard(connection)
 
-    def _reply(self, connection: socket.socket, questions: SimpleQueue[Module | None]) -> None:
+    def _reply(self, connection: socket.socket, hands: bool, questions: SimpleQueue[Module | None]) -> None:
         with suppress(OSError):
             while (module := questions.get()) is not None:
-                connection.sendall(encode_reply(self._answer(module)))
+                answer = self._answer(module)
+                if hands and answer is not None:
+                    send_with_files(connection, answer)
+                else:
+                    connection.sendall(encode_reply(answer))
 
 
 def read_request(connection: socket.socket, questions: SimpleQueue[Module | None]) -> int | None:
@@ -166,6 +179,18 @@ def decode_module(record: np.void, pid: int) -> Module:
         int(record["base"]),
         int(record["span"]),
     )
+
+
+def send_with_files(connection: socket.socket, answer: Answer) -> None:
+    """Send a reply, and the files that it names: the plan, and the list of functions if there is one."""
+    data = encode_reply(answer)
+    files = [path.open("rb") for path in (answer.plan, answer.chosen) if path is not None]
+    try:
+        sent = socket.send_fds(connection, [data], [file.fileno() for file in files])
+    finally:
+        for file in files:
+            file.close()
+    connection.sendall(data[sent:])
 
 
 def encode_reply(answer: Answer | None) -> bytes:

@@ -20,13 +20,16 @@ ended = threading.Event()
 
 def ask(gdb, command):
     """What gdb answers, up to the point where it is ready for more."""
+    if gdb.poll() is not None:
+        ended.set()
+        return [f"gdb has ended with {gdb.returncode}"]
     gdb.stdin.write(command + "\n")
     gdb.stdin.flush()
     lines, running = [], command.startswith("-exec")
     while True:
         line = gdb.stdout.readline()
         if not line:
-            return [*lines, "gdb has ended"]
+            return [*lines, f"gdb has ended with {gdb.wait()}"]
         if line.startswith("*stopped"):
             running = False
         if line.startswith("^error"):
