@@ -5,6 +5,8 @@
 #include <windows.h>
 
 static const char *what;
+static volatile int zero, sink;
+static void (*volatile nowhere)(void) = (void (*)(void))0x10;
 
 __attribute__((noinline)) static void fail(void) {
     if (!strcmp(what, "raise"))
@@ -13,8 +15,14 @@ __attribute__((noinline)) static void fail(void) {
         DebugBreak(); // FAULT break
     if (!strcmp(what, "fault"))
         *(volatile int *)16 = 1; // FAULT fault
-    if (!strcmp(what, "fast"))
-        __asm__ volatile("int $0x29" : : "c"(7));
+    if (!strcmp(what, "divide"))
+        sink = 100 / zero; // FAULT divide
+    if (!strcmp(what, "illegal"))
+        __builtin_trap(); // FAULT illegal
+    if (!strcmp(what, "privileged"))
+        __asm__ volatile("hlt"); // FAULT privileged
+    if (!strcmp(what, "jump"))
+        nowhere(); // FAULT jump
     __asm__ volatile("");
 }
 
