@@ -86,10 +86,16 @@ def _timed(name: str, arguments: list[Any]) -> Row:
 class _Asker:
     """Asks a viewer. waited: seconds until it answered."""
 
-    def __init__(self, address: str, waited: float) -> None:
+    def __init__(self, address: str, waited: float, pid: int) -> None:
         self._base, _, token = address.partition("?token=")
         self._headers = {"Authorization": f"Bearer {token}"}
+        self._pid = pid
         self.waited = waited
+
+    def processor_ms(self) -> float:
+        """What the viewer's process has used of processors."""
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
     def __call__(self, name: str, **query: object) -> Any:
         text = "&".join(f"{key}={value}" for key, value in query.items())
@@ -111,7 +117,7 @@ def _viewer(trace: Path) -> Iterator[_Asker]:
     ) as process:
         assert process.stdout is not None
         try:
-            yield _Asker(process.stdout.readline().strip(), time.perf_counter() - begin)
+            yield _Asker(process.stdout.readline().strip(), time.perf_counter() - begin, process.pid)
         finally:
             process.terminate()
 
@@ -138,14 +144,14 @@ def _zooms(trace: Path) -> Iterator[Row]:
             span = end - begin if span is None else span // 4
             places = [begin + choose.randrange(max(end - begin - span, 0) + 1) for _ in range(WINDOWS)]
             found = []
+            used = ask.processor_ms()
             for place in places:
                 window = {"from": place, "to": place + span, "pixels": PIXELS}
                 started = time.perf_counter()
                 answer = ask("timeline", thread=thread["thread"], lanes=64, **window)
                 found.append((time.perf_counter() - started) * 1e3)
-        figures: dict[str, float | str] = {
-            "median": median(found),
-            "first": found[0],
-            "calls shown": float(len(answer["calls"]["call"])),
-        }
+            used = (ask.processor_ms() - used) / len(places)
+        shown = float(len(answer["calls"]["call"]))
+        figures: dict[str, float | str] = {"median": median(found), "first": found[0], "processor": used}
+        figures |= {"calls shown": shown}
         yield Row(f"timeline of {span / 1e6:,.3f} ms, longest, ms", max(found), found, figures=figures)

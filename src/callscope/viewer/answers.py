@@ -297,7 +297,7 @@ class Answers:
 
 
 _NO_PLACE: Final = {"file": None, "line": None}
-_NEAR = 1 << 20
+_NEAR = 1 << 22  # further apart, two questions cost less than one
 
 
 def _captured(row: dict[str, Any]) -> dict[str, Any]:
