@@ -48,7 +48,7 @@ def view(trace: Path, port: int, no_browser: bool, export_file: Path | None, tui
     with open_trace_database(trace) as database:
         check_calls(database)
         with progress_bar(f"preparing the timeline of {trace.name}") as progress:
-            answers = Answers(database, opened, progress)
+            answers = Answers(database, opened, progress, with_timeline=not tui)
         with closing(answers):
             if tui:
                 run_in_terminal(answers)

@@ -49,13 +49,19 @@ FROM sites s JOIN site_labels l ON l.site = s.site WHERE s.file IS NOT NULL AND 
 class Answers:
     """One trace's answers. May be asked by several threads at a time."""
 
-    def __init__(self, database: Database, trace: Trace, progress: Progress | None = None) -> None:
-        """Make the timeline's index unless it is there; `progress` is told of it. Raises TraceError."""
+    def __init__(
+        self, database: Database, trace: Trace, progress: Progress | None = None, with_timeline: bool = True
+    ) -> None:
+        """Make the timeline's index unless it is there; `progress` is told of it. Without a timeline, `timeline` is not
+        asked, and threads have no lanes. Raises TraceError.
+        """
         self._database, self._trace = database, trace
         self._lock, self._slow_lock = RLock(), RLock()
         self._flames: dict[int, Flame] = {}
         self._rows = Rows(database.calls, database.has_clock)
-        self._timeline = Timeline(self._rows, ensure_tiles(self._rows, database.calls, progress))
+        self._timeline: Timeline | None = None
+        if with_timeline:
+            self._timeline = Timeline(self._rows, ensure_tiles(self._rows, database.calls, progress))
 
     def close(self) -> None:
         """Close what was opened here. The database given stays open."""
@@ -75,7 +81,7 @@ class Answers:
         longest = max((row["calls"] for row in threads), default=0)
         for row in threads:
             row["command"] = command_line({"command": row["command"], "path": row.pop("path")})
-            row["lanes"] = self._timeline.lanes(row["thread"])
+            row["lanes"] = self._timeline.lanes(row["thread"]) if self._timeline is not None else 0
             row["first_ns"] = self._rows.begin(row["thread"]) if clock else None
         return {
             "info": facts,
@@ -89,6 +95,7 @@ class Answers:
 
     def timeline(self, thread: int, window: Window) -> dict[str, Any]:
         """What a window of a thread shows: `calls` and `bins` as columns, and the `names` of their functions."""
+        assert self._timeline is not None
         view = self._timeline.view(thread, window)
         calls = {name: view.calls[name].tolist() for name in ("call", "start", "duration", "function", "depth")}
         bins = {name: values.tolist() for name, values in view.bins.items()}
