@@ -27,6 +27,7 @@
 extern uint8_t cs_stacks[], cs_stacks_end[];
 
 static uint32_t own_tid;
+static uint64_t newest; /* of the threads that were started, one a session: the others end */
 
 bool cs_sampling_wanted(void) {
     return cs_session.events && cs_session.events->stacks_every && cs_system_tid() != own_tid;
@@ -127,15 +128,14 @@ static void wait(HANDLE timer, uint64_t ns) {
         NtDelayExecution(FALSE, &interval);
 }
 
-static DWORD WINAPI run(void *unused) {
-    (void)unused;
+static DWORD WINAPI run(void *number) {
     cs_mute(); /* what it calls is none of the program's */
     HANDLE timer = CreateWaitableTimerExW(NULL, NULL, OWN_TIMER, TIMER_ALL_ACCESS);
     LARGE_INTEGER counter, frequency;
     NtQueryPerformanceCounter(&counter, &frequency);
     uint64_t every = cs_session.events->stacks_every * (uint64_t)frequency.QuadPart / 1000000000u;
     uint64_t next = (uint64_t)counter.QuadPart;
-    while (!cs_detached) {
+    while (!cs_detached && __atomic_load_n(&newest, __ATOMIC_RELAXED) == (uint64_t)number) {
         NtQueryPerformanceCounter(&counter, NULL);
         uint64_t now = (uint64_t)counter.QuadPart;
         next = next + every > now ? next + every : now + every;
@@ -144,7 +144,6 @@ static DWORD WINAPI run(void *unused) {
     }
     if (timer)
         NtClose(timer);
-    __atomic_store_n(&cs_session.process->sampler, 0, __ATOMIC_RELEASE);
     return 0;
 }
 
@@ -153,7 +152,8 @@ static void start(void) {
     struct cs_thread_information information = {0};
     if (__atomic_exchange_n(&cs_session.process->sampler, 1, __ATOMIC_ACQUIRE))
         return;
-    if (NtCreateThreadEx(&thread, THREAD_ALL_ACCESS, NULL, CS_SELF, (void *)run, NULL,
+    void *number = (void *)__atomic_add_fetch(&newest, 1, __ATOMIC_RELAXED);
+    if (NtCreateThreadEx(&thread, THREAD_ALL_ACCESS, NULL, CS_SELF, (void *)run, number,
                          BEGIN_SUSPENDED | SKIP_THREAD_ATTACH, 0, STACK_BYTES, STACK_BYTES, NULL)) {
         __atomic_store_n(&cs_session.process->sampler, 0, __ATOMIC_RELEASE);
         return;

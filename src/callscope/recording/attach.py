@@ -60,6 +60,8 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
     no such process, when several have the name, or when the agent cannot be put into it.
     """
     target = find_target(options.command[0])
+    if not target.pid:
+        options.check_windows()
     if target.pid and options.wants_stacks:
         raise UsageError("stacks are captured in programs that are recorded from their start: use callscope record")
     if target.pid and options.python == "only":

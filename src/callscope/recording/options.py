@@ -118,6 +118,13 @@ class RecordOptions:
         """Whether this is a flight recorder: the oldest events make room for the newest."""
         return bool(self.keep_last or self.keep_last_ns)
 
+    def check_windows(self) -> None:
+        """Raise UsageError when a Windows program cannot be recorded so."""
+        if self.stacks_on:
+            raise UsageError("Windows has no signals to capture stacks at: use --stacks-every or --stacks-at")
+        if 0 < self.stacks_every_ns < SHORTEST_WINDOWS_INTERVAL:
+            raise UsageError("a Windows program's stacks can be captured every 1ms at most: choose a longer interval")
+
     @property
     def wants_stacks(self) -> bool:
         """Whether call stacks are captured, from outside of the program's own code."""

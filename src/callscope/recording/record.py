@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from callscope.errors import ImageError, PlanError, RecordError, UsageError
+from callscope.errors import ImageError, PlanError, RecordError
 from callscope.patching.cache import load_or_plan
 from callscope.patching.scope import Scope
 from callscope.recording.count import EventCounts, count_events
@@ -24,7 +24,7 @@ from callscope.recording.launch import (
     wait_program,
 )
 from callscope.recording.mailbox import Mailbox
-from callscope.recording.options import SHORTEST_WINDOWS_INTERVAL, RecordOptions
+from callscope.recording.options import RecordOptions
 from callscope.recording.plans import Module, PlannedImage, Plans, planner_of
 from callscope.recording.populate import Populator
 from callscope.recording.preflight import Target, check_program, with_python
@@ -85,7 +85,7 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
     options = replace(options, command=with_python(options.command))
     target = check_program(options.command)
     if target.image.is_pe:
-        check_windows(options)
+        options.check_windows()
     wine = find_wine() if target.image.is_pe else None
     plan_ahead(rules, options.scope, target, progress)
     session = Session(directory, options)
@@ -103,14 +103,6 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
         raise RecordError(f"cannot complete the trace {directory}: {what}; leave it alone while recording") from None
     finally:
         session.release()
-
-
-def check_windows(options: RecordOptions) -> None:
-    """Raise UsageError when a Windows program cannot be recorded so."""
-    if options.stacks_on:
-        raise UsageError("Windows has no signals to capture stacks at: use --stacks-every or --stacks-at")
-    if 0 < options.stacks_every_ns < SHORTEST_WINDOWS_INTERVAL:
-        raise UsageError("a Windows program's stacks can be captured every 1ms at most: choose a longer interval")
 
 
 def images_ahead(target: Target) -> list[str]:
