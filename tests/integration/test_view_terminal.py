@@ -25,7 +25,7 @@ def test_a_trace_in_a_terminal(tmp_path: Path, plan_cache: Path) -> None:
     refused = callscope(["view", "--tui", trace], plan_cache)
     assert (refused.status, refused.errors.count("\n")) == (2, 1) and "needs a terminal" in refused.errors
     outer, inner = pty.openpty()
-    command = [sys.executable, "-m", "callscope", "view", "--tui", trace]
+    command = [sys.executable, "-m", "callscope", "view", "--tui", str(trace)]
     environment = tool_environment(plan_cache) | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
     shown = b""
     with subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment) as process:
