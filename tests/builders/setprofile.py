@@ -12,6 +12,7 @@ from typing import Any
 import callscope
 from tests.builders.compilers import TARGETS
 from tests.builders.pythons import VERSIONS, installed, name_of
+from tests.builders.tracing import tool_environment
 
 REFERENCE = TARGETS / "python" / "reference.py"
 CALLS = TARGETS / "python" / "calls.py"
@@ -29,10 +30,16 @@ def pythons() -> dict[str, Path]:
     return {name: Path(interpreter.path) for name, interpreter in found.items() if interpreter is not None}
 
 
+def surroundings(directory: Path) -> dict[str, str]:
+    """Variables with which a program makes the same calls each time; its temporary files are in `directory`."""
+    return QUIET | {"TMPDIR": str(directory)}
+
+
 def reference(python: Path, file: str | Path, function: str, log: Path) -> Shape:
-    """What sys.setprofile logs of `function` and what it calls."""
+    """What sys.setprofile logs of `function` and what it calls. `log`: a file to write, in the test's directory."""
     command = [python, REFERENCE, file, function, log]
-    subprocess.run(command, check=True, env=os.environ | QUIET, capture_output=True)
+    same = {"PYTHONPATH": tool_environment(log)["PYTHONPATH"]}  # as run_traced has it: imports show in the calls
+    subprocess.run(command, check=True, env=os.environ | surroundings(log.parent) | same, capture_output=True)
     return below([(depth, name) for depth, name in json.loads(log.read_text())], function)
 
 

@@ -2,11 +2,13 @@
 is not "-", a JSON array of [depth, name] in the order in which the calls began. FILE may be a test module's name.
 """
 
+import gc
 import importlib
 import json
 import random
 import runpy
 import sys
+import tempfile
 import unittest
 
 
@@ -38,6 +40,8 @@ def begin():
     file, function, path = sys.argv[1:]
     run = run_tests(file) if function == "tests" else runpy.run_path(file)[function]
     random.seed(1)
+    tempfile._get_candidate_names().rng.seed(1)
+    gc.disable()  # it would begin where the log's own lists make it
     log = []
     if path != "-":
         sys.setprofile(watch(log))
