@@ -205,6 +205,8 @@ def test_what_the_system_ends_without_a_word(
     calls = {thread["thread_id"]: [call["function"] for call in thread["calls"]] for thread in crash["open_calls"]}
     assert calls[crash["thread_id"]][-5:] == [*["work(int)"] * 4, "fail()"]
     assert len(calls) == (2 if how else 1)
+    told = json.loads(callscope(["info", "--format", "json", tmp_path / "t"], windows.cache).output)
+    assert told["crashes"] == 1
     assert crash["last_calls"][-1]["function"] == "fail()" and "work(int)" in str(
         callscope(["crash", tmp_path / "t"], windows.cache).output
     )

@@ -9,8 +9,6 @@ import click
 from callscope.cli.options import CountType, open_trace_database, selection_options, trace_argument
 from callscope.cli.output import Output, output_options
 from callscope.reports import crash as report
-from callscope.reports import crash_ending
-from callscope.reports.crash_ending import ending_status
 from callscope.reports.crash_text import text
 from callscope.trace.open import open_trace
 
@@ -31,16 +29,12 @@ def crash(trace: Path, process: int | None, last: int, output: Output) -> None:
     TRACE is a directory that `callscope record` wrote, the newest *.trace here when left out.
     """
     opened = open_trace(trace)
-    chosen = report.chosen_crash(opened, process)
-    status = ending_status(opened, process)
-    if chosen is None and status is None:
+    if not report.crash_count(opened):
         raise report.no_crash(opened)
     with open_trace_database(trace) as database:
-        if chosen is not None:
-            facts = report.report(opened, database, chosen, last)
-        else:
-            assert status is not None
-            facts = crash_ending.report(opened, database, status, last)
+        facts = report.facts(opened, database, last, process)
+    if facts is None:
+        raise report.no_crash(opened)
     if output.json:
         output.write_json({"crash": facts})
     else:

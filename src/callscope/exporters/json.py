@@ -112,10 +112,10 @@ class _Writer:
             }
             for row in markers(self._database)
         ]
-        chosen = crashes.chosen_crash(trace)
         more: dict[str, Any] = {"markers": found} if found else {}
-        if chosen is not None:
-            more["crash"] = crashes.report(trace, self._database, chosen, _LAST_CALLS)
+        crash = crashes.facts(trace, self._database, _LAST_CALLS)
+        if crash is not None:
+            more["crash"] = crash
         return more
 
     def _metadata(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from callscope.binary.open import open_image
 from callscope.binary.stack_effects import pushed_first
 from callscope.errors import CallscopeError, TraceError
 from callscope.native import AGENT_NAME, WINDOWS_AGENT_NAME, library_path
+from callscope.reports import crash_ending
 from callscope.reports.crash_calls import innermost_since, last_calls, open_calls
 from callscope.reports.crash_causes import Fault, describe
 from callscope.reports.crash_exception import exception_of
@@ -62,7 +63,17 @@ def count_crashes(path: Path) -> int:
 
 def crash_count(trace: Trace) -> int:
     """How many processes crashed."""
-    return len({crash.pid for crash in trace.history.crashes if _counts(trace, crash)})
+    recorded = len({crash.pid for crash in trace.history.crashes if _counts(trace, crash)})
+    return recorded or int(crash_ending.ending_status(trace) is not None)
+
+
+def facts(trace: Trace, database: Database, last: int, process: int | None = None) -> dict[str, Any] | None:
+    """The report about what ended the program, as `report` has it; None when it did not crash."""
+    chosen = chosen_crash(trace, process)
+    if chosen is not None:
+        return report(trace, database, chosen, last)
+    status = crash_ending.ending_status(trace, process)
+    return None if status is None else crash_ending.report(trace, database, status, last)
 
 
 def _counts(trace: Trace, crash: Crash) -> bool:

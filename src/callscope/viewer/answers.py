@@ -226,10 +226,9 @@ class Answers:
     def crash(self) -> dict[str, Any] | None:
         """`callscope crash` as `facts` and as `text`; None when nothing crashed."""
         with self._lock:
-            chosen = crashes.chosen_crash(self._trace)
-            if chosen is None:
+            facts = crashes.facts(self._trace, self._database, LAST_CALLS)
+            if facts is None:
                 return None
-            facts = crashes.report(self._trace, self._database, chosen, LAST_CALLS)
             self._sources.add(facts["backtrace"])
         return {"facts": facts, "text": list(crash_text(facts, Style()))}
 
