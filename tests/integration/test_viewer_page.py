@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from callscope.viewer.export import export_page
 from tests.builders.calls_table import Call, Thread, TraceBuilder
 from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.tracing import tool_environment
@@ -251,3 +252,22 @@ def test_an_exported_page_works_from_a_file(page: "Page", trace: Path, plan_cach
     assert page.is_hidden("#notice")
     assert asked == []
     assert "sum += item->weight" not in file.read_text()
+
+
+def test_levels_that_are_not_shown_are_drawn_nowhere(page: "Page", tmp_path: Path) -> None:
+    deep = Call("bottom", 1)
+    for level in range(40):
+        deep = Call(f"f{level}", 1, (deep,))
+    threads = [Thread(1, (Call("main", 10**6, (deep,)),)), Thread(2, (Call("other", 10),))]
+    with opened(TraceBuilder(threads), tmp_path / "t.trace") as (_, answers):
+        (tmp_path / "t.html").write_bytes(export_page(answers))
+    page.goto(f"file://{tmp_path}/t.html")
+    page.wait_for_selector("body[data-timeline]")
+    page.wait_for_timeout(200)
+    colours = """(y) => {
+      const canvas = document.querySelector("canvas.fill");
+      const line = canvas.getContext("2d").getImageData(0, y, canvas.width, 1).data;
+      return new Set(Array.from({ length: canvas.width }, (_, x) => line.slice(4 * x, 4 * x + 3).join())).size;
+    }"""
+    assert page.evaluate(colours, 24 + 22 + 15 * 18 + 9) > 1  # the last level of the first thread that is shown
+    assert page.evaluate(colours, 24 + 22 + 16 * 18 + 6 + 22 + 3 * 18) == 1  # below the second thread's call

@@ -76,7 +76,7 @@ def page_data(answers: Answers) -> dict[str, Any]:
     top = answers.functions(limit=MOST_FUNCTIONS)
     numbers = [row["id"] for row in top["rows"][:WALKED_FUNCTIONS]]
     summary["threads"] = [thread for thread in summary["threads"] if thread["lanes"]][:MOST_THREADS]
-    window = Window(0, summary["end"], PIXELS, 0, MOST_LANES)
+    window = _calls_window(summary)
     for thread in summary["threads"]:
         thread["lanes"] = min(thread["lanes"], MOST_LANES)
     snapshots = answers.snapshots()
@@ -95,6 +95,15 @@ def page_data(answers: Answers) -> dict[str, Any]:
         "snapshots": {**snapshots, "groups": snapshots["groups"][:MOST_STACKS]},
         "crash": answers.crash(),
     }
+
+
+def _calls_window(summary: dict[str, Any]) -> Window:
+    """From the first call to the last: programs take a while until they make any."""
+    begin, end = 0, summary["end"]
+    if summary["clock"] and summary["threads"]:
+        begin = min(thread["first_ns"] for thread in summary["threads"])
+        end = max(max(thread["end_ns"] or end for thread in summary["threads"]), begin) + 1
+    return Window(begin, end, PIXELS, 0, MOST_LANES)
 
 
 def _digest(text: str) -> str:

@@ -235,7 +235,7 @@ class TimelineView {
     const cell = Math.max(answer.bin_ns * scale, 1);
     for (let at = 0; at < bins.bin.length; at++) {
       const x = this.place(answer.begin + bins.bin[at] * answer.bin_ns);
-      if (x + cell < 0 || x > this.width) continue;
+      if (x + cell < 0 || x > this.width || bins.depth[at] >= track.lane + track.lanes) continue;
       draw.globalAlpha = this.faded(bins.function[at], names, 0.25 + 0.65 * (bins.busy[at] / 255));
       draw.fillStyle = this.colour(bins.function[at], names).back;
       draw.fillRect(x, top + (bins.depth[at] - track.lane) * LANE, cell, LANE - 1);
