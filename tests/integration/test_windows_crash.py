@@ -189,7 +189,7 @@ def test_an_exception_of_microsofts_that_nobody_catches(
     assert crash["register_context"]["rcx"] and crash["register_context"]["rflags"]
 
 
-@pytest.mark.parametrize(("what", "status"), [("fast", 0xC0000409), ("kill", 0xC000013A)])
+@pytest.mark.parametrize(("what", "status"), [("fast", 0xC0000409), ("parameter", 0xC0000417)])
 @pytest.mark.parametrize("how", ["", "thread"])
 def test_what_the_system_ends_without_a_word(
     what: str, status: int, how: str, windows: Windows, endings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -216,4 +216,14 @@ def test_what_the_system_ends_without_a_word(
 def test_programs_that_end_well_have_no_crash(how: str, windows: Windows, endings: Path, tmp_path: Path) -> None:
     outcome = windows.traced(tmp_path / "t", endings, "nothing", *([how] if how else []))
     assert (outcome.output, outcome.status) == ("fine\n", 3 if how == "three" else 0)
+    assert "has no crash" in callscope(["crash", tmp_path / "t"], windows.cache).errors
+
+
+def test_an_interrupt_is_no_crash(
+    windows: Windows, endings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in windows.environment.items():
+        monkeypatch.setenv(key, value)
+    said = callscope(["record", "--no-follow", "-o", tmp_path / "t", endings, "interrupt"], windows.cache)
+    assert said.status == 0x3A and "the program was ended by an interrupt" in said.errors
     assert "has no crash" in callscope(["crash", tmp_path / "t"], windows.cache).errors

@@ -30,8 +30,10 @@ __attribute__((noinline)) static void fail() {
         ULONG_PTR facts[] = {0x19930520, 0, 0, 0};
         RaiseException(0xE06D7363, EXCEPTION_NONCONTINUABLE, 4, facts); // END microsoft
     }
-    if (is("kill"))
-        TerminateProcess(GetCurrentProcess(), 0xC000013A);
+    if (is("parameter")) // what the C runtime does about one that is wrong
+        TerminateProcess(GetCurrentProcess(), 0xC0000417);
+    if (is("interrupt")) // what Windows does by default
+        ExitProcess(0xC000013A);
     __asm__ volatile("");
 }
 

@@ -18,6 +18,8 @@ MOST_LISTED = 8
 """Lines of one sort; the rest is counted."""
 FIRST_ERROR = 0xC0000000
 """Of Windows' exit statuses: those from here on are errors (ntstatus.h), with which the system ends programs."""
+INTERRUPTED = 0xC000013A
+"""STATUS_CONTROL_C_EXIT"""
 FEW_FUNCTIONS = 64
 """A program with fewer is a door to its libraries, as python3 is where libpython is shared."""
 
@@ -80,7 +82,9 @@ def faults(result: RecordResult) -> Iterator[str]:
     mask, ended = (0xFF, result.exit_status) if status is None else (0xFFFFFFFF, status)
     own = {process for process in journal.raised if journal.faults.get(process, 0) & mask != ended}
     codes = [code for process, code in journal.faults.items() if process not in own]
-    if status is not None and status >= FIRST_ERROR and status not in codes:
+    if status == INTERRUPTED and not codes:
+        yield "the program was ended by an interrupt"
+    elif status is not None and status >= FIRST_ERROR and status not in codes:
         codes.append(status)  # the system ended it without telling anybody
     for code in dict.fromkeys(codes):
         trace = shlex.quote(shorten(result.trace))

@@ -61,6 +61,8 @@ _EXCEPTIONS: Final = {
     0xC0000095: ("EXCEPTION_INT_OVERFLOW", "integer overflow"),
     0xC0000096: ("EXCEPTION_PRIV_INSTRUCTION", "a privileged instruction"),
     0xC00000FD: ("EXCEPTION_STACK_OVERFLOW", "stack overflow"),
+    0xC0000374: ("STATUS_HEAP_CORRUPTION", "the heap found that it was damaged"),
+    0xC0000417: ("STATUS_INVALID_CRUNTIME_PARAMETER", "a wrong argument of a function of the C runtime"),
     0xC0000409: (
         "STATUS_STACK_BUFFER_OVERRUN",
         "__fastfail: the program ended itself at once, as checks of the runtime do",

@@ -17,6 +17,8 @@ from callscope.trace.open import Trace
 
 FIRST_ERROR: Final = 0xC0000000
 """Exit statuses from here on are errors (ntstatus.h), with which the system ends programs."""
+INTERRUPTED: Final = 0xC000013A
+"""STATUS_CONTROL_C_EXIT: somebody's wish, no crash"""
 
 
 def ending_status(trace: Trace, process: int | None = None) -> int | None:
@@ -25,7 +27,8 @@ def ending_status(trace: Trace, process: int | None = None) -> int | None:
     first = trace.history.processes.get(1)
     if process is not None and (first is None or first.pid != process):
         return None
-    return status if isinstance(status, int) and FIRST_ERROR <= status < 1 << 32 else None
+    is_error = isinstance(status, int) and FIRST_ERROR <= status < 1 << 32 and status != INTERRUPTED
+    return status if is_error else None
 
 
 def report(trace: Trace, database: Database, status: int, last: int) -> dict[str, Any]:
