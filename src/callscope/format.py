@@ -16,6 +16,10 @@ JOURNAL_HEADER_BYTES = 4096
 JOURNAL_PIDS = 1024
 JOURNAL_BYTES = 0x8000000
 JOURNAL_CELL_BYTES = 192
+PACKED_MAGIC = 0x4B43415050435343
+PACKED_CHUNK_MAGIC = 0x4B484350
+PACKED_LARGEST = 0x1000000
+PACKED_WORD = 8
 STOP_NONE = 0
 STOP_SIZE = 1
 STOP_DISK = 2
@@ -202,6 +206,25 @@ CHUNK_HEADER = np.dtype(
         ("sp", "<u8"),
         ("used", "<u8"),
         ("namespace_or_end", "<u8"),
+    ]
+)
+
+# First bytes of `packed`; packed_chunk records follow.
+PACKED_HEADER = np.dtype(
+    [
+        ("magic", "<u8"),
+        ("version", "<u4"),
+        ("header_size", "<u4"),
+    ]
+)
+
+# A chunk, compressed: its chunk_header follows, then `bytes` compressed bytes, then zeros up to a multiple of 8.
+PACKED_CHUNK = np.dtype(
+    [
+        ("magic", "<u4"),
+        ("checksum", "<u4"),
+        ("bytes", "<u4"),
+        ("event_bytes", "<u4"),
     ]
 )
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from callscope.recording.launch import traced_environment
 from callscope.recording.options import RecordOptions
 from callscope.recording.plans import Answer, Module, Plans, is_untraceable
 from callscope.recording.rules import Rules
-from callscope.recording.server import Server, private_directory, receive
+from callscope.recording.scratch import Scratch
+from callscope.recording.server import Server, receive
 from callscope.recording.session import Session
 
 SHELL = Path("/bin/sh").resolve()
@@ -272,10 +274,30 @@ def test_a_long_temporary_directory_is_not_used(tmp_path: Path, monkeypatch: pyt
     long = tmp_path / ("x" * 120)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
-    directory = private_directory()
-    assert len(str(directory)) < 90
-    directory.rmdir()
+    scratch = Scratch()
+    assert len(str(scratch.path)) < 90
+    scratch.remove()
+    assert not scratch.path.exists()
     assert list(long.iterdir()) == []
+
+
+def test_what_a_killed_recorder_left_is_removed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as place:
+        base = Path(place)
+        monkeypatch.setattr("tempfile.tempdir", place)
+        alive = Scratch()
+        assert alive.path.parent == base
+        left, foreign, file, link = (base / name for name in ("callscope-run-1", "callscope-x", "callscope-run-f", "l"))
+        left.mkdir()
+        (left / "recorder").touch()
+        foreign.mkdir()
+        file.touch()
+        link.symlink_to(foreign)
+        link.rename(base / "callscope-run-l")
+        Scratch().remove()
+        names = {path.name for path in base.iterdir()}
+        assert names == {alive.path.name, "callscope-x", "callscope-run-f", "callscope-run-l"}
+        alive.remove()
 
 
 def test_the_program_keeps_its_own_preloaded_libraries() -> None:

@@ -181,7 +181,6 @@ void cs_journal_forget(uint32_t pid);
 /* Codes of NOTE records; each is given once a process, except those about a module. */
 enum cs_note {
     CS_NOTE_FULL,           /* the events file has no chunk left */
-    CS_NOTE_NO_MEMORY,      /* no page for events: disk full */
     CS_NOTE_ADDRESS_SPACE,  /* the events file could be mapped in part only */
     CS_NOTE_NO_RECORDER,    /* the recorder cannot be reached */
     CS_NOTE_NO_PLAN,        /* a plan could not be used */
@@ -189,7 +188,6 @@ enum cs_note {
     CS_NOTE_MODULES,        /* too many modules */
     CS_NOTE_THREADS,        /* too many threads */
     CS_NOTE_NO_WIPE,        /* the kernel has no MADV_WIPEONFORK */
-    CS_NOTE_SIZE,           /* the events have the size they were allowed */
 };
 void cs_note(enum cs_note code, const char *text);
 void cs_note_module(enum cs_note code, const char *reason, const char *path);

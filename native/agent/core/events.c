@@ -88,13 +88,11 @@ static void begin_chunk(struct cs_block *block, uint64_t claim, uint64_t number,
 }
 
 /* Recording ends for good, in all processes of the session: each finds out when it needs a chunk. */
-static void stop(uint32_t reason, enum cs_note code, const char *text) {
+static void stop(uint32_t reason) {
     struct cs_events_header *events = cs_session.events;
     uint32_t before = CS_STOP_NONE;
-    if (!__atomic_compare_exchange_n(&events->stopped, &before, reason, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
-        return;
-    events->stopped_tsc = cs_tsc();
-    cs_note(code, text);
+    if (__atomic_compare_exchange_n(&events->stopped, &before, reason, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+        events->stopped_tsc = cs_tsc(); /* here, as the journal may have no room either */
 }
 
 /* The number of the next chunk that nobody had yet; 0: there is none. */
@@ -109,9 +107,9 @@ static uint64_t claim_number(void) {
     if (claim && claim < limit)
         return claim;
     if (limit == allowed)
-        stop(CS_STOP_SIZE, CS_NOTE_SIZE, "the trace has the size it was allowed: recording has stopped");
+        stop(CS_STOP_SIZE);
     else if (limit == cs_session.chunk_limit)
-        stop(CS_STOP_DISK, CS_NOTE_FULL, "the events file is full: recording has stopped");
+        stop(CS_STOP_DISK);
     else
         cs_note(CS_NOTE_FULL, "the events file is full: later events are lost");
     return 0;
@@ -122,7 +120,7 @@ static bool claim_fresh(struct cs_block *block, uint64_t sp) {
     if (!claim)
         return false;
     if (!commit(chunk_at(claim), FIRST_STEP)) {
-        stop(CS_STOP_DISK, CS_NOTE_NO_MEMORY, "the disk is full: recording has stopped");
+        stop(CS_STOP_DISK);
         return false;
     }
     begin_chunk(block, claim, claim, sp, false);
@@ -190,7 +188,7 @@ static bool extend(struct cs_block *block) {
         return false;
     if (!commit(limit, step)) {
         if (!(cs_session.features & CS_FEATURE_KEEP_LAST))
-            stop(CS_STOP_DISK, CS_NOTE_NO_MEMORY, "the disk is full: recording has stopped");
+            stop(CS_STOP_DISK);
         return false;
     }
     if (recycled) {
@@ -265,7 +263,7 @@ static void use_sink(struct cs_block *block) {
 
 void cs_events_advance(struct cs_block *block, uint64_t sp) {
     if (cs_session.torn)
-        stop(CS_STOP_DISK, CS_NOTE_NO_MEMORY, "a page of the events file cannot be had: recording has stopped");
+        stop(CS_STOP_DISK);
     if (block->chunk && extend(block))
         return;
     cs_events_close(block);

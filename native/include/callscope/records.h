@@ -15,6 +15,10 @@
 #define CS_JOURNAL_PIDS 1024u
 #define CS_JOURNAL_BYTES 0x8000000u
 #define CS_JOURNAL_CELL_BYTES 192u
+#define CS_PACKED_MAGIC 0x4b43415050435343ull
+#define CS_PACKED_CHUNK_MAGIC 0x4b484350u
+#define CS_PACKED_LARGEST 0x1000000u
+#define CS_PACKED_WORD 8u
 #define CS_STOP_NONE 0u
 #define CS_STOP_SIZE 1u
 #define CS_STOP_DISK 2u
@@ -201,6 +205,23 @@ struct cs_chunk_header {
     uint64_t namespace_or_end; /* while it is open: of pid and tid, 0: unknown; who recycles a chunk must not take another container's ids for its own. Then: the time-stamp counter when it was closed */
 };
 _Static_assert(sizeof(struct cs_chunk_header) == 64, "chunk_header");
+
+/* First bytes of `packed`; packed_chunk records follow. */
+struct cs_packed_header {
+    uint64_t magic;
+    uint32_t version;
+    uint32_t header_size;
+};
+_Static_assert(sizeof(struct cs_packed_header) == 16, "packed_header");
+
+/* A chunk, compressed: its chunk_header follows, then `bytes` compressed bytes, then zeros up to a multiple of 8. */
+struct cs_packed_chunk {
+    uint32_t magic;
+    uint32_t checksum; /* CRC-32 (ISO 3309) of the chunk_header and the compressed bytes */
+    uint32_t bytes;
+    uint32_t event_bytes; /* bytes behind the chunk_header when it is unpacked, at most PACKED_LARGEST */
+};
+_Static_assert(sizeof(struct cs_packed_chunk) == 16, "packed_chunk");
 
 /* ENTRY: a function was entered. */
 struct cs_entry_event {

@@ -31,6 +31,7 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("crash", "crash", "What happened when the program crashed."),
         Command("stacks", "stacks", "Call stacks that were captured, resolved and grouped."),
         Command("bundle", "bundle", "Copy the binaries that a trace speaks of into it."),
+        Command("compact", "compact", "Compress the events of a finished trace."),
         Command("modules", "modules", "Programs and libraries as they were loaded and unloaded."),
         Command("graph", "graph", "Callers and callees of functions, added up; to draw, too."),
         Command("diff", "diff", "What one trace has otherwise than another, and where they part."),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import shutil
 import sys
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from callscope.recording.options import RecordOptions
 from callscope.recording.plans import Plans, planner_of
 from callscope.recording.preflight import check_image
 from callscope.recording.rules import Rules
+from callscope.recording.scratch import Scratch
 from callscope.recording.server import Server
 from callscope.recording.session import Session
 from callscope.reports.database import open_database
@@ -87,9 +87,9 @@ def serve(pid: int, descriptor: int) -> None:
     settings = Settings.of(os.environ, program)
     image = check_image(str(program))
     command = tuple(os.fsdecode(word) for word in words) or (str(image.path),)
-    scratch = Path(tempfile.mkdtemp(prefix="callscope-"))
+    scratch = Scratch()
     try:
-        trace = scratch / "trace"
+        trace = scratch.path / "trace"
         options = RecordOptions(
             command,
             output=trace,
@@ -111,7 +111,7 @@ def serve(pid: int, descriptor: int) -> None:
         writer.write_rest()
         session.release()
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.remove()
 
 
 class Writer:

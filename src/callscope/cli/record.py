@@ -63,6 +63,8 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
                           "TIME, such as 30s."),
         click.option("--max-size", callback=as_bytes, metavar="SIZE",
                      help="Stop recording when the events take SIZE bytes of disk; the program goes on."),
+        click.option("--no-compress", is_flag=True,
+                     help="Leave the events of long recordings as they are while the program runs."),
         click.option("--calls", cls=OptionalValue, is_flag=False, flag_value="on", default="", metavar="[=once]",
                      help="Record calls of untraced functions where they are made: of libraries, of functions left "
                           "out, through pointers. =once records nothing else, and each call site once."),
@@ -149,8 +151,8 @@ def show_summary(result: RecordResult, reported: bool = False) -> None:
         click.echo(f"callscope: {line}", err=True)
 
 
-def options_of(command: tuple[str, ...], no_follow: bool, **options: Any) -> RecordOptions:
+def options_of(command: tuple[str, ...], no_follow: bool, no_compress: bool, **options: Any) -> RecordOptions:
     """What click parsed, as RecordOptions. Raises UsageError."""
     options["python"] = options.get("python") or "on"
     options["keep_last"], options["keep_last_ns"] = parse_keep(options["keep_last"])
-    return RecordOptions(command=command, follow=not no_follow, **options)
+    return RecordOptions(command=command, follow=not no_follow, compress=not no_compress, **options)

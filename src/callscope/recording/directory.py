@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -16,6 +17,7 @@ SESSION_NAME = "session.json"
 EVENTS_NAME = "events"
 JOURNAL_NAME = "journal"
 PACKED_NAME = "packed"
+RESERVE_NAME = "reserve"
 PLANS_NAME = "plans"
 
 
@@ -61,7 +63,7 @@ def is_trace(directory: Path) -> bool:
         pass
     try:
         return int(read_header(directory / EVENTS_NAME)["magic"]) == records.EVENTS_MAGIC
-    except (OSError, IndexError):
+    except OSError:
         return False
 
 
@@ -79,8 +81,17 @@ def hold(directory: Path) -> int:
 
 
 def read_header(events: Path) -> np.void:
-    """The events file's header, as agents have left its counters; IndexError when the file is too short."""
-    header: np.void = np.fromfile(events, records.EVENTS_HEADER, 1)[0]
+    """The events file's header, as agents have left its counters. Raises OSError, also when the file is too short."""
+    with events.open("rb") as file:
+        return read_open_header(file.fileno())
+
+
+def read_open_header(descriptor: int) -> np.void:
+    """The same of an open file."""
+    data = os.pread(descriptor, records.EVENTS_HEADER.itemsize, 0)
+    if len(data) < records.EVENTS_HEADER.itemsize:
+        raise OSError(errno.EIO, "the events file was cut off")
+    header: np.void = np.frombuffer(data, records.EVENTS_HEADER)[0]
     return header
 
 

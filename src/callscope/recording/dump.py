@@ -120,10 +120,10 @@ def write_dump(source: Path, target: Path, why: str) -> Dump:
             raise UsageError(f"{target} is the trace that is being recorded: choose another place with -o")
         partial.mkdir(0o700, parents=True)
         try:
-            figures = _copy_events(source / EVENTS_NAME, partial / EVENTS_NAME)
+            figures = copy_events(source / EVENTS_NAME, partial / EVENTS_NAME)
             if (source / PACKED_NAME).exists():
-                _copy_private(source / PACKED_NAME, partial / PACKED_NAME)
-            _copy_journal(source / JOURNAL_NAME, partial / JOURNAL_NAME)
+                copy_private(source / PACKED_NAME, partial / PACKED_NAME)
+            copy_journal(source / JOURNAL_NAME, partial / JOURNAL_NAME)
             _copy_session(source, partial, why)
             make_way(target)
             partial.rename(target)
@@ -136,13 +136,14 @@ def write_dump(source: Path, target: Path, why: str) -> Dump:
     return Dump(target, *figures)
 
 
-def _copy_events(source: Path, target: Path) -> tuple[int, int, int]:
+def copy_events(source: Path, target: Path) -> tuple[int, int, int]:
     """Copy header and chunks, the newest first; chunks and bytes copied, chunks that were overtaken."""
     descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     new = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         header = np.frombuffer(os.pread(descriptor, records.EVENTS_HEADER.itemsize, 0), records.EVENTS_HEADER)[0].copy()
         size = int(header["chunk_bytes"])
+        ring = int(header["features"]) & records.FEATURE_KEEP_LAST
         numbers = _newest_first(descriptor, header)
         written, total, overtaken = 0, 0, 0
         broken: dict[int, int] = {}
@@ -151,9 +152,10 @@ def _copy_events(source: Path, target: Path) -> tuple[int, int, int]:
                 overtaken += 1
                 continue
             data = _read_chunk(descriptor, number * size, size, thread, sequence)
-            if data is None:
+            if data is None and ring:
                 broken[thread] = sequence
                 overtaken += 1
+            if data is None:  # of other recordings: it was packed meanwhile
                 continue
             written += 1
             total += len(data) - _HEAD
@@ -209,7 +211,7 @@ def _read_chunk(descriptor: int, offset: int, size: int, thread: int, sequence: 
     return bytes(chunk.tobytes() + data.rstrip(b"\0"))
 
 
-def _copy_journal(source: Path, target: Path) -> None:
+def copy_journal(source: Path, target: Path) -> None:
     """Copy the records written so far."""
     with source.open("rb") as file:
         header = np.frombuffer(file.read(records.JOURNAL_HEADER.itemsize), records.JOURNAL_HEADER)[0].copy()
@@ -235,10 +237,11 @@ def _copy_session(source: Path, target: Path, why: str) -> None:
     (target / PLANS_NAME).mkdir(0o700)
     with suppress(FileNotFoundError):
         for path in (source / PLANS_NAME).iterdir():
-            _copy_private(path, target / PLANS_NAME / path.name)
+            copy_private(path, target / PLANS_NAME / path.name)
 
 
-def _copy_private(source: Path, target: Path) -> None:
+def copy_private(source: Path, target: Path) -> None:
+    """Copy a file so that only this user can read it."""
     shutil.copyfile(source, target)
     target.chmod(0o600)
 

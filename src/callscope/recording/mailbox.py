@@ -7,7 +7,6 @@ record for each module (format/schema.toml). It may look while we write: the rep
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +17,8 @@ import numpy as np
 
 from callscope import format as records
 from callscope.recording.plans import Answer, Module
-from callscope.recording.server import MOST_MODULES, decode_module, encode_reply, private_directory
+from callscope.recording.scratch import Scratch
+from callscope.recording.server import MOST_MODULES, decode_module, encode_reply
 
 INTERVAL = 0.002
 """seconds between looks: a program waits so long for the plans of what it loads"""
@@ -32,7 +32,8 @@ class Mailbox:
 
     def __init__(self, answer: Callable[[Module], Answer | None]) -> None:
         self._answer = answer
-        self.directory = private_directory()
+        self._scratch = Scratch()
+        self.directory = self._scratch.path
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="callscope-mailbox", daemon=True)
 
@@ -45,7 +46,7 @@ class Mailbox:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._scratch.remove()
 
     def status(self) -> int | None:
         """With which of Windows' 32-bit exit statuses the program ended; None when nobody told."""

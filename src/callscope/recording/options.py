@@ -38,6 +38,7 @@ class RecordOptions:
     until now, as long as there is room.
     max_size: bytes that the events may take on disk; recording stops there. 0: no limit. Of a flight recorder by time:
     bytes to keep at most.
+    compress: finished events are packed while the program runs, once there are many.
     dump_on: a signal at which a flight recorder is written to another trace.
     follow: trace child processes and the programs that replace the first by exec.
     args: record arguments and results, as far as prototypes are known; args_of: of functions that these globs match;
@@ -60,6 +61,7 @@ class RecordOptions:
     keep_last: int = 0
     keep_last_ns: int = 0
     max_size: int = 0
+    compress: bool = True
     dump_on: str = ""
     follow: bool = True
     calls: str = ""

@@ -155,6 +155,19 @@ class Plans:
                     shutil.copyfile(image.files.plan, self._session.plans / image.files.plan.name)
                     (self._session.plans / image.files.plan.name).chmod(0o600)
 
+    def restore(self) -> None:
+        """Copy what the trace keeps of plans again: its directory was removed. Raises OSError."""
+        for image in self.images():
+            self._keep_functions(image.files)
+            if image.id_base in self._wanted:
+                self._mark(image, read_functions(image.files.functions), self._wanted[image.id_base])
+
+    def _keep_functions(self, files: PlanFiles) -> None:
+        """Copy what readers need of a plan into the trace."""
+        for path in filter(None, (files.functions, files.arguments)):
+            shutil.copyfile(path, self._session.plans / path.name)
+            (self._session.plans / path.name).chmod(0o600)
+
     def _unpacked_file(self, module: Module) -> Path:
         """Where the memory of a program that unpacks itself is written. Raises PlanError."""
         with self._lock:
@@ -191,8 +204,7 @@ class Plans:
         check_length(files.plan, "set CALLSCOPE_CACHE to a shorter one")
         report = files.read_report()
         copy = self._session.plans / files.functions.name
-        shutil.copyfile(files.functions, copy)
-        copy.chmod(0o600)
+        self._keep_functions(files)
         with self._lock:
             if self._next_id + files.function_count > records.LAST_FUNCTION:
                 raise PlanError("this session has run out of function ids: record fewer programs at once")
@@ -212,8 +224,6 @@ class Plans:
         }
         if files.arguments is not None:
             layouts = self._session.plans / files.arguments.name
-            shutil.copyfile(files.arguments, layouts)
-            layouts.chmod(0o600)
             entry["arguments"] = str(layouts.relative_to(self._session.directory))
         if source != path:
             entry["memory"] = os.path.relpath(source, self._session.directory)
@@ -264,13 +274,15 @@ class Plans:
         """Mark in the trace's copy which functions no module of an image was to record: hooks may tell of them."""
         with self._lock:
             chosen = self._wanted[image.id_base] = self._wanted.get(image.id_base, np.zeros_like(chosen)) | chosen
-            marked = functions.copy()
-            marked["flags"][~chosen] |= records.FUNCTION_LEFT_OUT
-            path = self._session.plans / image.files.functions.name
-            with path.open("r+b") as file:
-                header = np.frombuffer(file.read(records.FUNCTIONS_HEADER.itemsize), records.FUNCTIONS_HEADER)
-                file.seek(int(header["function_offset"][0]))
-                file.write(marked.tobytes())
+            self._mark(image, functions, chosen)
+
+    def _mark(self, image: PlannedImage, functions: NDArray[np.void], chosen: NDArray[np.bool_]) -> None:
+        marked = functions.copy()
+        marked["flags"][~chosen] |= records.FUNCTION_LEFT_OUT
+        with (self._session.plans / image.files.functions.name).open("r+b") as file:
+            header = np.frombuffer(file.read(records.FUNCTIONS_HEADER.itemsize), records.FUNCTIONS_HEADER)
+            file.seek(int(header["function_offset"][0]))
+            file.write(marked.tobytes())
 
     def _reject(self, path: str, reason: str) -> None:
         """List a module as not traced, once."""

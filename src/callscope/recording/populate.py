@@ -13,10 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-import numpy as np
-
-from callscope import format as records
-from callscope.recording.directory import used_chunks
+from callscope.recording.directory import read_open_header, used_chunks
 
 MADV_POPULATE_WRITE: Final = 23  # madvise(2), Linux 5.14
 FURTHEST: Final = 32 << 20
@@ -45,20 +42,14 @@ class Populator:
 
     def _run(self) -> None:
         with suppress(OSError, ValueError), self._path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-            header = np.frombuffer(memory, records.EVENTS_HEADER, 1)
-            try:
-                self._follow(memory, header)
-            finally:
-                del header  # the mapping cannot be closed while it is looked at
-
-    def _follow(self, memory: mmap.mmap, header: np.ndarray[tuple[int], np.dtype[np.void]]) -> None:
-        chunk, limit = int(header["chunk_bytes"][0]), int(header["chunk_limit"][0])
-        there = 1
-        while not self._done.wait(INTERVAL):
-            claimed, allowed = used_chunks(header[0]), int(header["allowed"][0]) or limit
-            wanted = min(claimed + min(claimed - 1, FURTHEST // chunk), limit, allowed)
-            for number in range(max(there, claimed), wanted):
-                memory.madvise(MADV_POPULATE_WRITE, number * chunk, chunk)
-                if self._done.is_set():
-                    return
-            there = max(there, wanted)
+            there = 1
+            while not self._done.wait(INTERVAL):
+                header = read_open_header(file.fileno())
+                chunk, limit = int(header["chunk_bytes"]), int(header["chunk_limit"])
+                claimed, allowed = used_chunks(header), int(header["allowed"]) or limit
+                wanted = min(claimed + min(claimed - 1, FURTHEST // chunk), limit, allowed)
+                for number in range(max(there, claimed), wanted):
+                    memory.madvise(MADV_POPULATE_WRITE, number * chunk, chunk)
+                    if self._done.is_set():
+                        return
+                there = max(there, wanted)

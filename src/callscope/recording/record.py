@@ -12,6 +12,7 @@ from pathlib import Path
 from callscope.errors import ImageError, PlanError, RecordError
 from callscope.patching.cache import load_or_plan
 from callscope.patching.scope import Scope
+from callscope.recording.archive import Archive
 from callscope.recording.count import EventCounts, count_events
 from callscope.recording.directory import JOURNAL_NAME, default_directory
 from callscope.recording.journal import JournalSummary, summarise_journal
@@ -50,10 +51,11 @@ class RecordResult:
     """What came of a recording.
 
     options: as recorded with. trace: the directory. exit_status: of the program, 128 + N when signal N ended it.
-    seconds: from its start to its end. counts, journal: what was recorded. size: bytes of disk the trace takes. images:
-    what was planned. chosen: by first function id, how many functions of an image the rules chose, if not all.
-    rejected: modules that could not be planned, with reasons. unmatched: rules that matched nothing. survivors:
-    processes still running. dumps: traces that a flight recorder left meanwhile; failures: why some were not written.
+    seconds: from its start to its end; stopped_seconds: to where recording stopped, if it did before. counts, journal:
+    what was recorded. size: bytes of disk the trace takes. images: what was planned. chosen: by first function id, how
+    many functions of an image the rules chose, if not all. rejected: modules that could not be planned, with reasons.
+    unmatched: rules that matched nothing. survivors: processes still running. dumps: traces that a flight recorder left
+    meanwhile. failures: what could not be written, and why.
     """
 
     options: RecordOptions
@@ -68,6 +70,7 @@ class RecordResult:
     rejected: list[tuple[str, str]] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
     survivors: list[Survivor] = field(default_factory=list)
+    stopped_seconds: float = 0
     dumps: list[Path] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     windows_status: int | None = None
@@ -89,19 +92,23 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
     wine = find_wine() if target.image.is_pe else None
     plan_ahead(rules, options.scope, target, progress)
     session = Session(directory, options)
+    watch, archive, ended = Watch(directory), Archive(directory, options.max_size), 0
     try:
         plans = Plans(session, rules, planner_of(options.scope))
         for path in images_ahead(target):
             plans.answer(Module(path, b"", is_main=True))
-        watch = Watch(directory)
-        with watch if options.keeps_last else nullcontext():
+        with watch if options.keeps_last else archive if options.compress else nullcontext():
             seconds, status = run_traced(options, target, session, plans, wine)
-        result = finish(options, session, plans, seconds, status)
-        return replace(result, dumps=watch.dumps, failures=watch.failures)
+        ended = status
+        result = finish(options, session, plans, seconds, status, archive=archive)
+        return replace(result, dumps=watch.dumps, failures=result.failures + watch.failures)
     except OSError as error:
         what = error.strerror or str(error)
-        raise RecordError(f"cannot complete the trace {directory}: {what}; leave it alone while recording") from None
+        failure = RecordError(f"cannot complete the trace {directory}: {what}; leave it alone while recording")
+        failure.exit_status = ended or failure.exit_status  # the program has ended, and its status is what counts
+        raise failure from None
     finally:
+        archive.close()
         session.release()
 
 
@@ -162,20 +169,36 @@ def run(path: str, command: tuple[str, ...], environment: Mapping[str, str], ses
 
 
 def finish(
-    options: RecordOptions, session: Session, plans: Plans, seconds: float, status: int, left: bool = False
+    options: RecordOptions,
+    session: Session,
+    plans: Plans,
+    seconds: float,
+    status: int,
+    left: bool = False,
+    archive: Archive | None = None,
 ) -> RecordResult:
-    """Complete the trace and sum it up. `left`: a process that was attached to goes on writing."""
+    """Complete the trace and sum it up. `left`: a process that was attached to goes on writing. `archive`: what was
+    packed meanwhile.
+    """
+    failures, shown = [], session.directory
+    if not session.is_there():
+        session.restore(archive.descriptor if archive else -1)
+        plans.restore()
+        failures.append(f"{shown} was removed while it was recorded: what there was is in {session.directory} now")
     survivors = find_survivors(session.events, attached=left)
     session.finish(status, trim=not survivors)
     journal = summarise_journal(session.directory / JOURNAL_NAME)
     plans.rules.saw_python(journal.scripts)
     plans.keep([image.id_base for image in plans.images()] if options.wants_stacks else journal.crashed_regions())
+    counts = count_events(session.events, *((archive.packed, archive.counts) if archive else ()))
     return RecordResult(
         options=options,
         trace=session.directory,
         exit_status=status,
         seconds=seconds,
-        counts=count_events(session.events),
+        counts=counts,
+        failures=failures,
+        stopped_seconds=session.seconds_until(counts.stopped[1]),
         journal=journal,
         size=disk_bytes(session.directory),
         images=plans.images(),

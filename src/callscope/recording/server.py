@@ -7,9 +7,7 @@ record comes back for each module, in order, as soon as it is known (format/sche
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,10 +20,9 @@ import numpy as np
 from callscope import format as records
 from callscope.errors import RecordError
 from callscope.recording.plans import Answer, Module
+from callscope.recording.scratch import Scratch
 
 MOST_MODULES = 4096
-LONGEST_SOCKET_PATH = 107
-"""sun_path of unix(7), without its terminator"""
 PLAN_SKIP = bytes(records.REPLY.itemsize)
 
 
@@ -36,8 +33,8 @@ class Server:
         """`finish` is called when a program asks about no module at all: it is about to end, and waits."""
         self._answer = answer
         self._finish = finish
-        self._directory = private_directory()
-        self.path = self._directory / "recorder"
+        self._scratch = Scratch()
+        self.path = self._scratch.path / "recorder"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -46,7 +43,7 @@ class Server:
     @property
     def directory(self) -> Path:
         """The private directory, gone when the server is."""
-        return self._directory
+        return self._scratch.path
 
     def __enter__(self) -> Server:
         try:
@@ -72,7 +69,7 @@ class Server:
             for connection in self._connections:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._scratch.remove()
 
     def _accept(self) -> None:
         while True:
@@ -139,18 +136,6 @@ def read_request(connection: socket.socket, questions: SimpleQueue[Module | None
             return None
         questions.put(decode_module(np.frombuffer(data, records.REQUEST_MODULE)[0], int(request["pid"])))
     return count
-
-
-def private_directory() -> Path:
-    """A new directory only this user can enter, with a path short enough for a socket in it."""
-    try:
-        directory = tempfile.mkdtemp(prefix="callscope-")
-        if len(os.fsencode(directory)) + 16 > LONGEST_SOCKET_PATH:
-            Path(directory).rmdir()
-            directory = tempfile.mkdtemp(prefix="callscope-", dir="/tmp")
-    except OSError as error:
-        raise RecordError(f"cannot make a temporary directory: {error.strerror}; set TMPDIR to another place") from None
-    return Path(directory)
 
 
 def receive(connection: socket.socket, size: int) -> bytes | None:

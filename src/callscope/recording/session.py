@@ -6,6 +6,7 @@ once, before any agent runs.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -22,9 +23,21 @@ import callscope
 from callscope import format as records
 from callscope.clock import clock_pair
 from callscope.errors import RecordError
-from callscope.recording.directory import EVENTS_NAME, JOURNAL_NAME, PLANS_NAME, SESSION_NAME, hold, make_way
+from callscope.recording.directory import (
+    EVENTS_NAME,
+    JOURNAL_NAME,
+    PACKED_NAME,
+    PLANS_NAME,
+    RESERVE_NAME,
+    SESSION_NAME,
+    hold,
+    make_way,
+)
+from callscope.recording.dump import copy_events, copy_journal, copy_private, numbered
 from callscope.recording.files import trim_files, write_events, write_journal
 from callscope.recording.options import RecordOptions
+
+RESERVE_BYTES = 256 << 10
 
 
 class Session:
@@ -44,6 +57,7 @@ class Session:
         features |= records.FEATURE_STACKS if options.wants_stacks else 0
         features |= records.FEATURE_SCRIPTS if options.python != "off" else 0
         features |= records.FEATURE_CALLS_ONCE if options.calls == "once" else 0
+        self._events = self._journal = -1
         made = False
         try:
             make_way(directory)
@@ -55,6 +69,10 @@ class Session:
             self.write()
             chunks = write_events(directory / EVENTS_NAME, options, features)
             write_journal(directory / JOURNAL_NAME, features, chunks)
+            self._events, self._journal = (
+                os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC) for name in (EVENTS_NAME, JOURNAL_NAME)
+            )
+            self._reserve()
         except OSError as error:
             self.release()
             if made:
@@ -107,7 +125,25 @@ class Session:
         """Write session.json."""
         self.update(lambda state: None)
 
+    def _reserve(self) -> None:
+        """Keep a little of the disk for the description: its end is to be written when the disk is full."""
+        descriptor = os.open(self.directory / RESERVE_NAME, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            with suppress(OSError):
+                os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        finally:
+            os.close(descriptor)
+
     def _write(self) -> None:
+        try:
+            self._replace()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            (self.directory / RESERVE_NAME).unlink(missing_ok=True)
+            self._replace()
+
+    def _replace(self) -> None:
         partial = self.directory / (SESSION_NAME + ".tmp")
         with suppress(FileNotFoundError):
             partial.unlink()
@@ -115,6 +151,32 @@ class Session:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             json.dump(self.state, file, indent=1, default=str)
         partial.replace(self.directory / SESSION_NAME)
+
+    def is_there(self) -> bool:
+        """Whether the directory still has the files that agents write to."""
+        try:
+            return os.path.samestat(self.events.stat(), os.fstat(self._events))
+        except OSError:
+            return False
+
+    def restore(self, packed: int) -> None:
+        """Write the trace again when its directory was removed: programs have the files as long as they are mapped.
+
+        packed: a descriptor of the packed file, or -1. Under another name when something else is there by now. What was
+        copied of plans is missing. Raises RecordError, OSError.
+        """
+        removed, partial = self.directory, self.directory.with_name(f".{self.directory.name}.{os.getpid()}")
+        partial.mkdir(0o700, parents=True)
+        copy_events(Path(f"/proc/self/fd/{self._events}"), partial / EVENTS_NAME)
+        copy_journal(Path(f"/proc/self/fd/{self._journal}"), partial / JOURNAL_NAME)
+        if packed >= 0:
+            copy_private(Path(f"/proc/self/fd/{packed}"), partial / PACKED_NAME)
+        (partial / PLANS_NAME).mkdir(0o700)
+        if os.path.lexists(removed):
+            self.directory = numbered(removed, "restored")
+        partial.rename(self.directory)
+        self._guard = hold(self.directory)
+        self.write()
 
     def finish(self, exit_status: int | None, trim: bool) -> None:
         """Write the end. `trim`: no program has the files mapped, so the unused rest of both can go."""
@@ -127,10 +189,18 @@ class Session:
 
         if trim:
             trim_files(self.directory)
+        (self.directory / RESERVE_NAME).unlink(missing_ok=True)
         self.update(complete)
+
+    def seconds_until(self, tsc: int) -> float:
+        """Seconds from the start to a moment before the end, which is known by now."""
+        start, end = self.state["clock"]["start"], self.state["clock"]["end"]
+        rate = (end["monotonic_ns"] - start["monotonic_ns"]) / max(end["tsc"] - start["tsc"], 1)
+        return float(max(tsc - start["tsc"], 0) * rate / 1e9)
 
     def release(self) -> None:
         """Let others replace the trace."""
-        if self._guard >= 0:
-            os.close(self._guard)
-            self._guard = -1
+        for descriptor in (self._guard, self._events, self._journal):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._guard = self._events = self._journal = -1

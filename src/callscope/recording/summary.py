@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from callscope import format as records
 from callscope.patching.report import Coverage, PlanReport
 from callscope.recording.plans import PlannedImage, is_untraceable
 from callscope.recording.record import RecordResult
@@ -131,7 +132,12 @@ def losses(result: RecordResult) -> Iterator[str]:
         )
     if result.counts.wrapped:
         yield "the flight recorder was full: the oldest events made room"
-    if result.counts.lost:
+    reason, _ = result.counts.stopped
+    if reason == records.STOP_SIZE:
+        yield f"recording stopped after {result.stopped_seconds:.1f} s: --max-size was reached; the program went on"
+    elif reason:
+        yield f"recording stopped after {result.stopped_seconds:.1f} s: the disk was full; the program went on"
+    elif result.counts.lost:
         yield f"lost: {counted(result.counts.lost, 'event')} found no room; use --keep-last or a larger disk"
     for path, number in sorted(result.journal.refused.items()):
         yield f"{path}: {counted(number, 'patch', 'patches')} left out, the code in memory was not the file's"

@@ -75,7 +75,7 @@ def info(database: Database, crashes: int = 0) -> dict[str, Any]:
         "events": counts["events"],
         "lost_events": meta.get("lost_events") or 0,
         "size": {
-            "events": disk_size(database.trace / "events"),
+            "events": disk_size(database.trace / "events") + disk_size(database.trace / "packed"),
             "calls": disk_size(database.calls),
             "total": disk_size(database.trace),
         },

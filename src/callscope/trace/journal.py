@@ -161,6 +161,9 @@ def read_journal(directory: Path, warnings: list[str]) -> list[Record]:
         return []
     version, header_size = struct.unpack_from("<II", data, 8)
     check_version(version, str(path))
+    lost = struct.unpack_from("<I", data, records.JOURNAL_HEADER.fields["lost"][1])[0]  # type: ignore[index]
+    if lost:
+        warnings.append(f"{JOURNAL_NAME} was full: {lost} records of later processes, modules and threads are missing")
     return parse_records(data, max(header_size, records.JOURNAL_HEADER.itemsize), warnings)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +19,12 @@ from callscope.trace.images import ImageFunctions, read_images
 from callscope.trace.journal import ProcessStart, Record, read_journal
 from callscope.trace.processes import History, Module, Note, Process, Thread, all_modules, read_history
 from callscope.trace.session import SESSION_NAME, SessionFile, read_session
+
+STOPPED = {
+    records.STOP_SIZE: "the trace had the size that --max-size allows; the program went on",
+    records.STOP_DISK: "the disk was full; the program went on",
+}
+"""Why a recording ended before the program did."""
 
 
 @dataclass
@@ -113,9 +121,30 @@ def open_trace(path: str | Path) -> Trace:
     if not events.features & records.FEATURE_NO_CLOCK:
         warnings += unclear
     if file.raw.get("status") == "recording":
-        warnings.append("the recording did not end properly, or still goes on: calls may be missing at the end")
-    if events.lost:
+        warnings.append(unfinished(directory))
+    if reason := STOPPED.get(events.stopped):
+        warnings.append(f"recording stopped after {clock.ns(events.stopped_tsc) / 1e9:.1f} s, since {reason}")
+    elif events.lost:
         warnings.append(
             f"{events.lost} events found no room and were lost: record again with --keep-last, or on a larger disk"
         )
     return Trace(directory, file.raw, file, events, journal, history, clock, warnings)
+
+
+def unfinished(directory: Path) -> str:
+    """What to say of a trace without an end: its recorder holds a lock on the directory as long as it lives."""
+    missing = "calls may be missing at the end"
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return f"the recording did not end properly, or still goes on: {missing}"
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return f"the recording still goes on: {missing}"
+    except OSError:
+        return f"the recording did not end properly, or still goes on: {missing}"
+    else:
+        return f"the recorder was killed before the recording ended: {missing}, and of programs started since"
+    finally:
+        os.close(descriptor)
