@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 import callscope
 from callscope import format as records
 from callscope.errors import TraceError, UsageError
+from callscope.packing import pack, unpack
 from callscope.recording import archive as archive_module
 from callscope.recording.compact import compact
 from callscope.recording.directory import hold, read_header
 from callscope.recording.options import RecordOptions
-from callscope.recording.pack import Packer, apart
+from callscope.recording.pack import Packer
 from callscope.recording.session import Session
 from callscope.trace.open import open_trace
-from callscope.trace.packed import unpack
 from tests.builders.compilers import TARGETS, compile_program, have
 from tests.builders.disks import small_disk
 from tests.builders.tracing import tool_environment
@@ -201,13 +201,12 @@ def test_words_are_put_apart_and_together() -> None:
     generator = np.random.default_rng(3)
     for size in (0, 1, 7, 8, 9, 64, 100_001):
         events = generator.integers(0, 256, size, np.uint8)
-        packed = pa.Codec("zstd").compress(apart(events), asbytes=True)
-        found = unpack(b"", packed, size, zlib.crc32(packed))
+        packed, checksum = pack(b"head", events)
+        found = unpack(b"head", packed, size, checksum)
         assert found is not None and found.tobytes() == events.tobytes()
-        assert unpack(b"", packed, size, zlib.crc32(packed) ^ 1) is None
-        assert unpack(b"", packed, size + 1, zlib.crc32(packed)) is None
-        if size:
-            assert unpack(b"", packed, size - 1, zlib.crc32(packed)) is None
+        for damaged in ((b"heap", size, checksum), (b"head", size, checksum ^ 1), (b"head", size + 1, checksum)):
+            assert unpack(damaged[0], packed, *damaged[1:]) is None
+        assert not size or unpack(b"head", packed, size - 1, checksum) is None
 
 
 def test_a_bomb_takes_no_more_than_it_says(tmp_path: Path, recorded: Path) -> None:

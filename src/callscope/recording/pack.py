@@ -1,20 +1,16 @@
-"""Compresses chunks of the events file into the file `packed` (format/SPEC.md)."""
+"""Writes the file `packed`, compressed chunks of the events file (format/SPEC.md)."""
 
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
-from typing import Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from callscope import format as records
+from callscope.packing import pack
 
-LEVEL: Final = 1
-"""of zstd: more takes longer and gains little, as the bytes of words lie apart already"""
 _HEAD = records.CHUNK_HEADER.itemsize
 
 
@@ -24,7 +20,6 @@ class Packer:
     def __init__(self, path: Path) -> None:
         """Make the file, or go on behind what it has."""
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._codec = pa.Codec("zstd", compression_level=LEVEL)
         self.size = whole_bytes(self.descriptor)
         """Bytes of the file."""
         os.ftruncate(self.descriptor, self.size)
@@ -36,9 +31,9 @@ class Packer:
 
     def add(self, header: bytes, events: NDArray[np.uint8]) -> None:
         """Pack a chunk: its chunk_header, and the bytes behind it."""
-        packed = self._codec.compress(apart(events), asbytes=True)
+        packed, checksum = pack(header, events)
         record = np.zeros((), records.PACKED_CHUNK)
-        record["magic"], record["checksum"] = records.PACKED_CHUNK_MAGIC, zlib.crc32(packed, zlib.crc32(header))
+        record["magic"], record["checksum"] = records.PACKED_CHUNK_MAGIC, checksum
         record["bytes"], record["event_bytes"] = len(packed), len(events)
         self._append(record.tobytes() + header + packed + bytes(-len(packed) % 8))
 
@@ -64,15 +59,6 @@ class Packer:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
-
-
-def apart(events: NDArray[np.uint8]) -> bytes:
-    """The first bytes of all words, then the second ones, and so on: what is alike lies together. What does not make a
-    word comes last.
-    """
-    whole = len(events) // records.PACKED_WORD * records.PACKED_WORD
-    columns = np.ascontiguousarray(events[:whole].reshape(-1, records.PACKED_WORD).T)
-    return columns.tobytes() + events[whole:].tobytes()
 
 
 def whole_bytes(descriptor: int) -> int:

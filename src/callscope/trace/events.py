@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from callscope import format as records
 from callscope.errors import TraceError
-from callscope.trace.packed import PACKED_NAME, PackedChunk, open_packed, read_index, unpack
+from callscope.packing import unpack
+from callscope.trace.packed import PACKED_NAME, PackedChunk, open_packed, read_index
 from callscope.trace.session import check_version
 
 EVENTS_NAME = "events"

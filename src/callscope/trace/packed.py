@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from callscope import format as records
 from callscope.trace.session import check_version
@@ -69,21 +66,3 @@ def read_index(descriptor: int, chunk_bytes: int, warnings: list[str]) -> Iterat
         count = int(record["bytes"])
         yield PackedChunk(data[_RECORD:], start, count, int(record["event_bytes"]), int(record["checksum"]))
         at = start + (count + 7 & ~7)
-
-
-def unpack(header: bytes, packed: bytes, event_bytes: int, checksum: int) -> NDArray[np.uint8] | None:
-    """The events of a chunk; None when they are damaged. No more memory is used than a few times `event_bytes`."""
-    if zlib.crc32(packed, zlib.crc32(header)) != checksum:
-        return None
-    try:
-        data = np.frombuffer(pa.Codec("zstd").decompress(packed, event_bytes, asbytes=True), np.uint8)
-    except (pa.ArrowException, OSError, ValueError):
-        return None
-    if len(data) != event_bytes:
-        return None
-    word = records.PACKED_WORD
-    whole = len(data) // word * word
-    events = np.empty(len(data), np.uint8)
-    events[:whole].reshape(-1, word)[:] = data[:whole].reshape(word, -1).T
-    events[whole:] = data[whole:]
-    return events
