@@ -14,6 +14,7 @@ from benchmarks.bytecode import bytecode
 from benchmarks.calls import calls, windows
 from benchmarks.captures import arguments as capture_arguments
 from benchmarks.captures import sites
+from benchmarks.churn import churn
 from benchmarks.harness import Table, machine
 from benchmarks.hooks import hooks
 from benchmarks.planning import planning, start
@@ -38,6 +39,7 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "viewing": viewing,
     "stacks": stacks,
     "sampling": sampling,
+    "churn": churn,
 }
 
 
