@@ -1,8 +1,10 @@
 """`callscope view --tui`, driven as by keys and clicks."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static, TabbedContent, Tree
 
 from callscope.cli.main import main
+from callscope.cli.view import run_in_terminal
+from callscope.errors import UsageError
 from callscope.viewer import answers as answers_module
 from callscope.viewer.terminal.app import TABS, HelpScreen, ViewApp
 from callscope.viewer.terminal.details import CallScreen
@@ -248,3 +252,13 @@ def test_children_are_the_calls_that_a_call_made(tmp_path: Path, monkeypatch: py
 def test_the_terminal_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["view", "--tui", "--port", "80", str(tmp_path)]) == 2
     assert "--tui is for the terminal" in capsys.readouterr().err
+
+
+def test_without_textual_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("callscope.viewer.terminal")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "textual", None)
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{stream}", SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(UsageError, match=r"needs the package textual.*: pip install 'callscope\[tui\]'"):
+        run_in_terminal(None)  # type: ignore[arg-type]
