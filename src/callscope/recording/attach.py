@@ -6,12 +6,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from callscope.clock import clock_pair
 from callscope.errors import RecordError, UsageError
+from callscope.recording.archive import Archive
 from callscope.recording.attach_linux import inject, withdraw
 from callscope.recording.attach_windows import launcher
 from callscope.recording.directory import default_directory
@@ -68,7 +69,7 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
         raise UsageError("calls of Python functions are recorded from the start: use callscope record")
     options = replace(options, command=(target.name,), python="off" if target.pid else options.python)
     directory = (options.output or default_directory((Path(target.name).name,))).absolute()
-    session = Session(directory, options)
+    session, archive = Session(directory, options), Archive(directory, options.max_size)
     try:
         plans = Plans(session, Rules.of(options), planner_of(options.scope))
         with attached(target, session, plans) as detach_it:
@@ -76,9 +77,10 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
             targets = find_survivors(session.events, attached=True)
             with suppress(OSError):
                 session.update(lambda state: state.update(main_pid=targets[0].pid if targets else None))
-            if not how.leave and wait(targets, how):
-                detach_it()
-        return finish(options, session, plans, time.monotonic() - begin, 0, left=True)
+            with archive if not how.leave and options.packs else nullcontext():
+                if not how.leave and wait(targets, how):
+                    detach_it()
+        return finish(options, session, plans, time.monotonic() - begin, 0, left=True, archive=archive)
     except RecordError:
         session.release()
         put_back(directory)
@@ -86,6 +88,7 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
     except OSError as error:
         raise RecordError(f"cannot complete the trace {directory}: {error.strerror or error}; leave it alone") from None
     finally:
+        archive.close()
         session.release()
 
 

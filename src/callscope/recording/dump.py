@@ -108,8 +108,9 @@ def recorded_in(pid: int) -> Path | None:
         raise RecordError(f"process {pid} belongs to another user: run callscope as that user") from None
     except OSError:
         return None
-    files = {path for path in paths if path.name == EVENTS_NAME and path.with_name(JOURNAL_NAME) in paths}
-    return files.pop().parent if files else None
+    found = [path.parent for path in paths if path.name == EVENTS_NAME and path.with_name(JOURNAL_NAME) in paths]
+    inside = [PROC / str(pid) / "root" / path.relative_to("/") for path in found]  # where it has another root than we
+    return next((path for path in [*found, *inside] if path.is_dir()), found[0] if found else None)
 
 
 def write_dump(source: Path, target: Path, why: str) -> Dump:

@@ -124,8 +124,15 @@ class RecordOptions:
         """Raise UsageError when a Windows program cannot be recorded so."""
         if self.stacks_on:
             raise UsageError("Windows has no signals to capture stacks at: use --stacks-every or --stacks-at")
+        if self.dump_on:
+            raise UsageError("Windows has no signals to dump a flight recorder at: use callscope dump")
         if 0 < self.stacks_every_ns < SHORTEST_WINDOWS_INTERVAL:
             raise UsageError("a Windows program's stacks can be captured every 1ms at most: choose a longer interval")
+
+    @property
+    def packs(self) -> bool:
+        """Whether finished events are compressed meanwhile; those of a flight recorder are soon gone anyway."""
+        return self.compress and not self.keeps_last
 
     @property
     def wants_stacks(self) -> bool:

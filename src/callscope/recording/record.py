@@ -97,7 +97,7 @@ def record(options: RecordOptions, progress: ProgressBar = no_progress, rules: R
         plans = Plans(session, rules, planner_of(options.scope))
         for path in images_ahead(target):
             plans.answer(Module(path, b"", is_main=True))
-        with watch if options.keeps_last else archive if options.compress else nullcontext():
+        with watch if options.keeps_last else archive if options.packs else nullcontext():
             seconds, status = run_traced(options, target, session, plans, wine)
         ended = status
         result = finish(options, session, plans, seconds, status, archive=archive)
