@@ -59,8 +59,8 @@ def test_a_flight_recorder_is_as_large_as_asked(tmp_path: Path) -> None:
     session = make(tmp_path / "t", RecordOptions(("git",), keep_last=8 * MIB - 1))
     header = read_header(session.events)
     assert header["features"] == records.FEATURE_KEEP_LAST | records.FEATURE_SCRIPTS
-    assert header["chunk_bytes"] == 64 << 10
-    assert header["chunk_limit"] == 8 * 16 + 1  # chunks and the header
+    assert header["chunk_bytes"] == 256 << 10
+    assert header["chunk_limit"] == 8 * 4 + 1  # chunks and the header
 
 
 def test_a_file_system_with_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ LARGEST_BY_TIME = 1 << 30
 """bytes of a flight recorder that keeps a time, when nothing else is said"""
 CHUNKS_OF_RING = 1024
 """chunks that a flight recorder has unless they become too small or too large: every live thread needs one"""
-SMALLEST_CHUNK = 64 << 10
+SMALLEST_CHUNK = 256 << 10
+"""bytes; with 64 KB a call costs a quarter more"""
 CELLS = 4096
 """threads of a flight recorder whose records are kept beside those that chunks tell of"""
 _MEASURED_SECONDS = 0.01
