@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.attaching import attaching
 from benchmarks.bytecode import bytecode
 from benchmarks.calls import calls, windows
 from benchmarks.captures import arguments as capture_arguments
@@ -35,6 +36,7 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "programs": programs,
     "planning": planning,
     "start": start,
+    "attach": attaching,
     "reading": reading,
     "viewing": viewing,
     "stacks": stacks,

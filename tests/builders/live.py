@@ -85,8 +85,8 @@ def _server(kind: str, words: list[str | Path]) -> Live:
     return _loaded(kind, port, server.pid, end)
 
 
-def _python(directory: Path, interpreter: str = "python3") -> Live:
-    return _server("http", [interpreter, PYTHON / "live_http.py"])
+def _python(directory: Path) -> Live:
+    return _server("http", ["python3", PYTHON / "live_http.py"])
 
 
 def _node(directory: Path) -> Live:
@@ -173,6 +173,7 @@ def _gdb(directory: Path) -> Live:
 
 
 PROGRAMS: dict[str, Callable[[Path], Live]] = {
+    "python3": _python,
     "node": _node,
     "redis-server": _redis,
     "nginx": _nginx,

@@ -209,7 +209,7 @@ void cs_python_tell(uint32_t function, uint32_t type) {
 
 void cs_python_forget_all(const char *own_files) {
     free(own);
-    own = strdup(own_files);
+    own = own_files ? strdup(own_files) : NULL;
     session++;
     memset(cs_python_codes, 0, sizeof cs_python_codes);
     memset(cs_python_natives, 0, sizeof cs_python_natives);

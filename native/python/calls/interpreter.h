@@ -127,7 +127,15 @@ void cs_python_tell(uint32_t function, uint32_t type);
 /* A code object is freed: `extra` is what it kept. */
 void cs_python_forget_code(void *extra);
 
+/* ---- start.c */
+/* Record from now on, in the session that has been begun, but not what lies in `own_files` (NULL: nothing). With the
+ * interpreter's lock, as the end. */
+bool callscope_python_start(const char *own_files);
+void callscope_python_stop(void);
+
 /* ---- rules.c */
+/* What the rules are from now on: the text of the variable CALLSCOPE_PYTHON_RULES. */
+void cs_python_choose(const char *text);
 /* Whether the user's rules let a function be recorded. */
 bool cs_python_is_chosen(const struct callscope_script *script);
 

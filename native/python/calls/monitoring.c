@@ -8,10 +8,13 @@ enum { FASTCALL_WITH_NAMES = 0x82 }; /* METH_FASTCALL | METH_KEYWORDS */
 /* It serves both as a builtin's function and as a vectorcallfunc: the interpreter calls it without a detour then. */
 typedef object *callback(object *self, object *const *arguments, size_t count, object *names);
 
+static bool has_disabled; /* events, which stay so until all tools' begin anew */
+
 /* An event of a code that is recorded; otherwise the interpreter need not ask again in this place. */
 CS_RARE static object *tell_code(object *code, uint32_t type) {
     uint32_t function = cs_python_ask_code(code);
     cs_python_tell(function, type);
+    has_disabled |= !function;
     return function ? cs_python.none : cs_python.disable;
 }
 
@@ -134,7 +137,7 @@ static bool install(object *monitoring, object *names) {
     cs_python.missing = cs_python.PyObject_GetAttrString(monitoring, "MISSING");
     cs_python.disable = cs_python.PyObject_GetAttrString(monitoring, "DISABLE");
     return tool >= 0 && cs_python.missing && cs_python.disable &&
-           cs_python.PyObject_CallMethod(monitoring, "restart_events", NULL) &&
+           (!has_disabled || cs_python.PyObject_CallMethod(monitoring, "restart_events", NULL)) &&
            cs_python.PyObject_CallMethod(monitoring, "set_events", "il", (int)tool, wanted);
 }
 

@@ -79,19 +79,50 @@ static void find_start_thread(void) {
         cs_python.Py_DecRef(module);
 }
 
-static void set_everywhere(profile_function function) {
+enum { STATE_WORDS = 16 }; /* of a thread state, among which its profile function is: the sixth to ninth so far */
+
+static int function_word; /* which; 0: not known */
+
+static int probe(object *self, frame *at, int what, object *argument) {
+    (void)self, (void)at, (void)what, (void)argument;
+    return 0;
+}
+
+/* Find it in our own thread's state, unless the program has a function there. */
+static void find_function_word(void) {
+    object *module = cs_python.PyImport_ImportModule("sys");
+    object *before = module ? cs_python.PyObject_CallMethod(module, "getprofile", NULL) : NULL;
+    thread_state *own = cs_python.PyThreadState_Get();
+    if (before == cs_python.none && !function_word) {
+        cs_python._PyEval_SetProfile(own, probe, NULL);
+        for (int i = 1; i < STATE_WORDS; i++)
+            if (((void **)own)[i] == (void *)probe)
+                function_word = i;
+        cs_python._PyEval_SetProfile(own, NULL, NULL);
+    }
+    cs_python.PyErr_Clear();
+    if (before)
+        cs_python.Py_DecRef(before);
+    if (module)
+        cs_python.Py_DecRef(module);
+}
+
+/* Where a thread has the function `from`, let it have `to`: those of the program's own stay. */
+static void exchange(profile_function from, profile_function to) {
     thread_state *own = cs_python.PyThreadState_Get();
     thread_state *at = cs_python.PyInterpreterState_ThreadHead(cs_python.PyThreadState_GetInterpreter(own));
     for (; at; at = cs_python.PyThreadState_Next(at))
-        cs_python._PyEval_SetProfile(at, function, NULL);
+        if (!function_word || ((void **)at)[function_word] == (void *)from)
+            cs_python._PyEval_SetProfile(at, to, NULL);
 }
 
 bool cs_python_profile(void) {
     find_start_thread();
-    set_everywhere(profile);
+    find_function_word();
+    exchange(NULL, profile);
     return true;
 }
 
 void cs_python_stop_profile(void) {
-    set_everywhere(NULL);
+    exchange(profile, NULL);
 }

@@ -1,4 +1,4 @@
-/* Which functions the user chose: globs in the environment, judged once for each function. */
+/* Which functions the user chose: globs in the environment, or from who attached; judged once for each function. */
 #include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,9 +17,13 @@ static struct rule *rules;
 static unsigned rule_count;
 static bool is_read, has_includes;
 
-static void read_rules(void) {
-    const char *text = getenv(VARIABLE);
-    char *copy = text && *text ? strdup(text) : NULL;
+void cs_python_choose(const char *text) {
+    static char *copy;
+    free(copy);
+    free(rules);
+    copy = text && *text ? strdup(text) : NULL;
+    rule_count = 0;
+    has_includes = false;
     is_read = true;
     unsigned lines = 1;
     for (const char *at = copy; at && *at; at++)
@@ -55,7 +59,7 @@ static bool matches(const struct rule *rule, const struct callscope_script *scri
 
 bool cs_python_is_chosen(const struct callscope_script *script) {
     if (!is_read)
-        read_rules();
+        cs_python_choose(getenv(VARIABLE));
     bool is_chosen = !has_includes;
     for (unsigned i = 0; i < rule_count; i++)
         if (matches(&rules[i], script)) {

@@ -22,7 +22,6 @@ static void start_program(void) {
     start();
 }
 
-/* For callscope.trace: record from now on, in the session that has been begun, but not what lies in `own_files`. */
 CALLSCOPE_EXPORT bool callscope_python_start(const char *own_files) {
     if (!cs_python_find())
         return false;

@@ -14,12 +14,14 @@ from callscope.clock import clock_pair
 from callscope.errors import RecordError, UsageError
 from callscope.recording.archive import Archive
 from callscope.recording.attach_linux import inject, withdraw
+from callscope.recording.attach_python import runs_python
 from callscope.recording.attach_windows import launcher
 from callscope.recording.directory import default_directory
 from callscope.recording.loaded import LoadedFiles
 from callscope.recording.mailbox import Mailbox
 from callscope.recording.options import RecordOptions
 from callscope.recording.plans import Plans, planner_of
+from callscope.recording.populate import Populator
 from callscope.recording.process import PROC
 from callscope.recording.record import RecordResult, finish
 from callscope.recording.rules import Rules
@@ -29,6 +31,10 @@ from callscope.recording.session import Session
 from callscope.recording.survivors import Survivor, find_survivors
 from callscope.recording.wine import find_wine
 
+_NO_PYTHON = {
+    "path": "Python functions",
+    "reason": "the interpreter cannot be asked: it is not CPython 3.9 to 3.13, or was busy",
+}
 INTERVAL = 0.1
 """seconds between looks whether the program is still there"""
 
@@ -65,9 +71,10 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
         options.check_windows()
     if target.pid and options.wants_stacks:
         raise UsageError("stacks are captured in programs that are recorded from their start: use callscope record")
-    if target.pid and options.python == "only":
-        raise UsageError("calls of Python functions are recorded from the start: use callscope record")
-    options = replace(options, command=(target.name,), python="off" if target.pid else options.python)
+    has_python = bool(target.pid) and runs_python(target.pid)
+    if options.python == "only" and not has_python:
+        raise UsageError(f"{target.name} runs no Python that can be recorded: leave --python-only out")
+    options = replace(options, command=(target.name,), python=options.python if has_python else "off")
     directory = (options.output or default_directory((Path(target.name).name,))).absolute()
     session, archive = Session(directory, options), Archive(directory, options.max_size)
     try:
@@ -101,9 +108,13 @@ def attached(target: _Target, session: Session, plans: Plans) -> Iterator[Callab
     if target.pid:
         plan_loaded(target.pid, plans, session.plans)
         with Server(plans.answer) as server:
-            still = inject(target.pid, session.directory, server)
-            session.update(lambda state: state.update(stopped_ms=round(still * 1000, 3)))
-            yield lambda: _quietly(lambda: withdraw(target.pid), target.pid)
+            rules = plans.rules.for_python() if plans.rules.python != "off" else None
+            done = inject(target.pid, session.directory, server, rules)
+            session.update(lambda state: state.update(still_ms=[milliseconds(done.seconds)]))
+            if rules is not None and not done.python:
+                session.update(lambda state: state["rejected"].append(dict(_NO_PYTHON)))
+            with Populator(session.events):
+                yield lambda: _quietly(lambda: _withdraw(target.pid, session), target.pid)
         return
     wine = find_wine()
     with Mailbox(plans.answer) as box:
@@ -111,6 +122,17 @@ def attached(target: _Target, session: Session, plans: Plans) -> Iterator[Callab
         offset = now.realtime_ns - now.monotonic_ns
         launcher(wine, "attach", str(session.directory), str(box.directory), str(offset), "0", "--", target.name)
         yield lambda: _quietly(lambda: launcher(wine, "detach", "--", target.name))
+
+
+def milliseconds(seconds: float) -> float:
+    """For people and session.json."""
+    return round(seconds * 1000, 3)
+
+
+def _withdraw(pid: int, session: Session) -> None:
+    seconds = withdraw(pid)
+    with suppress(OSError):
+        session.update(lambda state: state["still_ms"].append(milliseconds(seconds)))
 
 
 def _quietly(act: Callable[[], object], pid: int = 0) -> None:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from callscope.binary.open import read_build_id
 from callscope.errors import RecordError
-from callscope.native import AGENT_NAME, library_path
-from callscope.recording.borrow import STACK_BYTES, Borrowed, borrowed, libc_errno, places_of
+from callscope.native import AGENT_NAME, PYTHON_NAME, library_path
+from callscope.recording import attach_python
+from callscope.recording.borrow import STACK_BYTES, Borrowed, Places, borrowed, libc_errno, places_of
 from callscope.recording.halt import Halt, find_restorers, halted, is_inside
 from callscope.recording.handing import Channel, is_foreign, reachable
 from callscope.recording.process import PROC, Process
@@ -39,18 +41,32 @@ _MOST_REGIONS = 4096
 _LONGEST_PATH = 4095
 
 
-def inject(pid: int, session: Path, server: Server) -> float:
-    """Begin a session in a process; the seconds for which its threads stood still.
+@dataclass(frozen=True)
+class Injection:
+    """What became of it. seconds: for which threads stood still. python: calls of Python functions are recorded."""
 
-    session: the trace directory. server: answers its questions. Raises RecordError.
+    seconds: float
+    python: bool
+
+
+def inject(pid: int, session: Path, server: Server, python_rules: str | None = None) -> Injection:
+    """Begin a session in a process.
+
+    session: the trace directory. server: answers its questions. python_rules: which Python functions; None for no
+    calls of such. Raises RecordError.
     """
     with opened(pid) as process:
         libc = _libc(process)
         restorers = find_restorers(process)
+        attach_python.has_ended(process, attach_python.recorder_symbols(process))
         with borrowed(process, places_of(process, libc, _agent_code(process), _trampolines(process))) as loan:
             with _scratch(loan, libc):
                 channel = Channel(loan, libc) if is_foreign(pid) else None
-                agent = _agent(process) or _load_agent(loan, libc, channel)
+                agent = _agent(process) or _load(loan, libc, channel, AGENT_NAME, _agent)
+                python: dict[str, int] = {}
+                if python_rules is not None:
+                    known = attach_python.recorder_symbols
+                    python = known(process) or _load(loan, libc, channel, PYTHON_NAME, known)
                 handed = _hand(channel, process, session, server) if channel else {}
             with _memory(loan, agent), _given(loan, agent, handed):
                 _begin(loan, agent, session, server.path)
@@ -60,7 +76,9 @@ def inject(pid: int, session: Path, server: Server) -> float:
                     loan.call(agent["callscope_attach_abort"])
                     raise
                 loan.call(agent["callscope_attach_settle"])
-        return seconds
+                if python:
+                    attach_python.begin(loan, python, python_rules or "")
+        return Injection(seconds, bool(python) and attach_python.is_recording(process, python))
 
 
 def withdraw(pid: int) -> float:
@@ -74,10 +92,19 @@ def withdraw(pid: int) -> float:
             raise RecordError(f"process {pid} is not being recorded: see callscope attach")
         restorers = find_restorers(process)
         places = places_of(process, _libc(process), _agent_code(process), _trampolines(process))
+        _end_python(process, places)
         with borrowed(process, places) as loan, _memory(loan, agent):
             if loan.call(agent["callscope_detach_begin"]) != _DONE:
                 raise RecordError(f"process {pid} is not being recorded from outside: it ends its recording itself")
             return _restore(loan, agent, restorers)
+
+
+def _end_python(process: Process, places: Places) -> None:
+    python = attach_python.recorder_symbols(process)
+    if python and attach_python.is_recording(process, python):
+        with borrowed(process, places) as loan:
+            attach_python.end(loan, python)
+        attach_python.has_ended(process, python)
 
 
 @contextmanager
@@ -117,8 +144,9 @@ def _agent(process: Process) -> dict[str, int]:
 
 
 def _agent_code(process: Process) -> list[tuple[int, int]]:
-    """Code of the agent's."""
-    return [(found.start, found.end) for found in process.maps if "x" in found.protection and found.name == AGENT_NAME]
+    """Code of the agent's, and of the library that writes events of Python calls."""
+    own = (AGENT_NAME, PYTHON_NAME)
+    return [(found.start, found.end) for found in process.maps if "x" in found.protection and found.name in own]
 
 
 def _trampolines(process: Process) -> list[tuple[int, int]]:
@@ -144,22 +172,30 @@ def _scratch(loan: Borrowed, libc: dict[str, int]) -> Iterator[None]:
         loan.call(libc["munmap"], memory, STACK_BYTES)
 
 
-def _load_agent(loan: Borrowed, libc: dict[str, int], channel: Channel | None) -> dict[str, int]:
-    """Have the program's loader load the agent; its symbols. With a channel, from a file that is handed over."""
-    path, process = library_path(AGENT_NAME), loan.process
+def _load(
+    loan: Borrowed,
+    libc: dict[str, int],
+    channel: Channel | None,
+    name: str,
+    find: Callable[[Process], dict[str, int]],
+) -> dict[str, int]:
+    """Have the program's loader load a library of ours, with a channel from a file that is handed over; its symbols, as
+    `find` finds them then.
+    """
+    path, process = library_path(name), loan.process
     if channel is None:
-        _load(loan, libc, str(path))
+        _open_library(loan, libc, str(path))
     else:
         with reachable(channel, process.pid, path) as there:
-            _load(loan, libc, there)
+            _open_library(loan, libc, there)
     process.refresh()
-    agent = _agent(process)
-    if not agent:
-        raise RecordError("the agent was loaded, and is not there: the program's loader is unknown")
-    return agent
+    found = find(process)
+    if not found:
+        raise RecordError(f"{name} was loaded, and is not there: the program's loader is unknown")
+    return found
 
 
-def _load(loan: Borrowed, libc: dict[str, int], path: str) -> None:
+def _open_library(loan: Borrowed, libc: dict[str, int], path: str) -> None:
     loan.process.write(loan.stack, os.fsencode(path) + b"\0")
     if loan.call(libc.get("dlopen") or libc["__libc_dlopen_mode"], loan.stack, _NOW_GLOBAL):
         return

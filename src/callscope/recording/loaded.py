@@ -17,6 +17,7 @@ from callscope.recording.running import executable
 
 _HEAD_BYTES = 4096
 """that tell one file from another where there is no build-id: ELF headers, hashes"""
+_ELF = b"\x7fELF"
 GONE = " (deleted)"
 """what the kernel adds to the path of a file that is no more"""
 
@@ -31,20 +32,21 @@ class LoadedFiles:
         try:
             self._mappings = {mapping.start: mapping for mapping in process.maps}
             main = executable(pid)
-            self.modules = [
-                Module(
-                    path.removesuffix(GONE), process.build_id(base), Path(path.removesuffix(GONE)) == main, base=base
-                )
-                for path, base in process.libraries().items()
-            ]
-            self._heads = {module.base: process.read(module.base, _HEAD_BYTES) for module in self.modules}
+            self._heads: dict[int, bytes] = {}
+            self.modules: list[Module] = []
+            for path, base in process.libraries().items():
+                head = _head(process, base)
+                if head.startswith(_ELF):  # other files are mapped, too, of any length
+                    name = path.removesuffix(GONE)
+                    self._heads[base] = head
+                    self.modules.append(Module(name, process.build_id(base), Path(name) == main, base=base))
         finally:
             process.close()
         self._found: dict[int, str] = {}
 
     def find(self, module: Module) -> str:
         """Where to read the file of a module that lies at `module.base`. Raises PlanError."""
-        if module.base not in self._mappings:
+        if module.base not in self._heads:
             return module.path
         if module.base not in self._found:
             self._found[module.base] = self._search(module)
@@ -79,3 +81,9 @@ class LoadedFiles:
             with path.open("rb") as file:
                 return file.read(_HEAD_BYTES) == self._heads[module.base]
         return False
+
+
+def _head(process: Process, base: int) -> bytes:
+    with suppress(OSError):
+        return process.read(base, _HEAD_BYTES)
+    return b""

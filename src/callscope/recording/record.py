@@ -71,6 +71,8 @@ class RecordResult:
     unmatched: list[str] = field(default_factory=list)
     survivors: list[Survivor] = field(default_factory=list)
     stopped_seconds: float = 0
+    still_ms: list[float] = field(default_factory=list)
+    """for how many milliseconds a program stood still while it was attached to, and while it was detached"""
     dumps: list[Path] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     windows_status: int | None = None
@@ -206,6 +208,7 @@ def finish(
         rejected=[(entry["path"], entry["reason"]) for entry in session.state["rejected"]],
         unmatched=plans.rules.unmatched(),
         survivors=survivors,
+        still_ms=list(session.state.get("still_ms", [])),
         windows_status=session.state.get("windows_status"),
     )
 

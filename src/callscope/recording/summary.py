@@ -32,6 +32,7 @@ def summary_lines(result: RecordResult, reported: bool = False) -> list[str]:
     """
     lines = [
         f"{shorten(result.trace)}: {figures(result)}",
+        *standstill(result),
         *ending(result),
         *faults(result),
         *coverage(result),
@@ -60,6 +61,13 @@ def figures(result: RecordResult) -> str:
         f"{about}{counted(counts.calls, 'call')}{sites} ({counts.events:,} events) of {counted(threads, 'thread')} in "
         f"{counted(processes, 'process', 'processes')}, {result.seconds:.2f} s, {size_text(result.size)}"
     )
+
+
+def standstill(result: RecordResult) -> Iterator[str]:
+    """For how long a program that was attached to stood still."""
+    if result.still_ms:
+        times = " and ".join(f"{value:.1f} ms" for value in result.still_ms)
+        yield f"the program stood still for {times} to be attached to" + " and detached" * (len(result.still_ms) > 1)
 
 
 def ending(result: RecordResult) -> Iterator[str]:
