@@ -168,3 +168,17 @@ def test_a_limit_on_the_size_of_files(churn: Path, tmp_path: Path, plan_cache: P
     with callscope.open(tmp_path / "t.trace") as tables:
         assert tables.sql("SELECT count(*) FROM calls").fetchall()[0][0] > 100_000
     assert "recording stopped" in done.stderr
+
+
+def test_the_directory_is_removed_while_a_part_of_a_program_is_recorded(tmp_path: Path, plan_cache: Path) -> None:
+    code = (
+        "import callscope, shutil\ndef leaf(): pass\nwith callscope.trace('x.trace'):\n"
+        "    for i in range(100): leaf()\n"
+        "    shutil.rmtree('x.trace')\nprint('done')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=tool_environment(plan_cache), capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
+    with callscope.open(tmp_path / "x.trace") as tables:
+        assert tables.sql("SELECT count(*) FROM calls WHERE function = 'leaf'").fetchall() == [(100,)]

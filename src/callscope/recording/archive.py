@@ -93,8 +93,8 @@ class Archive:
             if data is None:
                 continue
             packer.add(data[:_HEAD].tobytes(), data[_HEAD:])
-            add_chunk(data, self.counts)
             memory.madvise(mmap.MADV_REMOVE, number * size, size)
+            add_chunk(data, self.counts)
             self._pending.remove(number)
             self.packed.add(number)
             self._allow(descriptor, packer.size, size)

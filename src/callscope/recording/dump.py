@@ -123,7 +123,7 @@ def write_dump(source: Path, target: Path, why: str) -> Dump:
         try:
             figures = copy_events(source / EVENTS_NAME, partial / EVENTS_NAME)
             if (source / PACKED_NAME).exists():
-                copy_private(source / PACKED_NAME, partial / PACKED_NAME)
+                copy_packed(source / PACKED_NAME, partial / PACKED_NAME)
             copy_journal(source / JOURNAL_NAME, partial / JOURNAL_NAME)
             _copy_session(source, partial, why)
             make_way(target)
@@ -239,6 +239,14 @@ def _copy_session(source: Path, target: Path, why: str) -> None:
     with suppress(FileNotFoundError):
         for path in (source / PLANS_NAME).iterdir():
             copy_private(path, target / PLANS_NAME / path.name)
+
+
+def copy_packed(source: Path, target: Path) -> None:
+    """Copy the whole records of a packed file, which may be growing."""
+    from callscope.recording.pack import Packer  # it takes a while to load, and few traces have such a file
+
+    copy_private(source, target)
+    Packer(target).close()
 
 
 def copy_private(source: Path, target: Path) -> None:

@@ -66,6 +66,8 @@ class trace(ContextDecorator):  # noqa: N801  # used as a function
         _agent().callscope_session_end()
         try:
             if os.getpid() == self._pid:  # a child of fork leaves the end to its parent
+                if not session.is_there():
+                    session.restore()
                 session.finish(None, trim=True)
         finally:
             session.release()

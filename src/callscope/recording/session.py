@@ -33,7 +33,7 @@ from callscope.recording.directory import (
     hold,
     make_way,
 )
-from callscope.recording.dump import copy_events, copy_journal, copy_private, numbered
+from callscope.recording.dump import copy_events, copy_journal, copy_packed, numbered
 from callscope.recording.files import trim_files, write_events, write_journal
 from callscope.recording.options import RecordOptions
 
@@ -159,7 +159,7 @@ class Session:
         except OSError:
             return False
 
-    def restore(self, packed: int) -> None:
+    def restore(self, packed: int = -1) -> None:
         """Write the trace again when its directory was removed: programs have the files as long as they are mapped.
 
         packed: a descriptor of the packed file, or -1. Under another name when something else is there by now. What was
@@ -170,7 +170,7 @@ class Session:
         copy_events(Path(f"/proc/self/fd/{self._events}"), partial / EVENTS_NAME)
         copy_journal(Path(f"/proc/self/fd/{self._journal}"), partial / JOURNAL_NAME)
         if packed >= 0:
-            copy_private(Path(f"/proc/self/fd/{packed}"), partial / PACKED_NAME)
+            copy_packed(Path(f"/proc/self/fd/{packed}"), partial / PACKED_NAME)
         (partial / PLANS_NAME).mkdir(0o700)
         if os.path.lexists(removed):
             self.directory = numbered(removed, "restored")

@@ -27,6 +27,8 @@ _OPTIONS: Final = {
     "exclude_files": "--exclude-from",
     "max_depth": "--max-depth",
     "keep_last": "--keep-last",
+    "max_size": "--max-size",
+    "dump_on": "--dump-on",
 }
 
 WIDEST_PROCESS = 120
@@ -259,6 +261,8 @@ def _options(options: Mapping[str, Any]) -> str:
         values = options.get(name)
         for value in values if isinstance(values, list) else [values] if values else []:
             words += [option, str(value)]
+    if isinstance(kept := options.get("keep_last_ns"), int) and kept:
+        words += ["--keep-last", f"{kept / 1e9:g}s"]
     return shlex.join([*words, *(["--no-follow"] if options.get("follow") is False else [])])
 
 
