@@ -73,16 +73,9 @@ static void set_epoch(struct cs_rebuild *s, uint64_t epoch) {
     }
 }
 
-/* Advance the clock; the time since the last event belongs to the frame that was running. Within a thread time never
- * goes back: an event reserved before a signal handler ran may carry a later time than the handler's. */
-static inline void advance(struct cs_rebuild *s, uint32_t low) {
-    uint64_t time = s->in.no_clock ? s->in.origin_tsc : s->epoch << 32 | low;
-    s->events++;
-    if (!s->has_time) {
-        s->has_time = true;
-        s->now = s->last = s->earliest = time;
-        return;
-    }
+/* The time since the last event belongs to the frame that was running. Within a thread time never goes back: an event
+ * reserved before a signal handler ran may carry a later time than the handler's. */
+static inline void pass_time(struct cs_rebuild *s, uint64_t time) {
     s->now = time > s->now ? time : s->now;
     uint64_t passed = s->now - s->last;
     if (passed == 0) {
@@ -100,6 +93,56 @@ static inline void advance(struct cs_rebuild *s, uint32_t low) {
         }
         at -= frame->chain;
     }
+}
+
+void cs_pass_time(struct cs_rebuild *s, uint64_t time) {
+    pass_time(s, time);
+}
+
+/* Advance the clock to an event's time. */
+static inline void advance(struct cs_rebuild *s, uint32_t low) {
+    uint64_t time = s->in.no_clock ? s->in.origin_tsc : s->epoch << 32 | low;
+    s->events++;
+    if (!s->has_time) {
+        s->has_time = true;
+        s->now = s->last = s->earliest = time;
+        return;
+    }
+    pass_time(s, time);
+}
+
+/* Where an event says its time, in words; 0 for one that says none, or has `time` in the first. */
+static uint32_t time_word(const uint32_t event[2]) {
+    uint32_t type = event[0];
+    if ((event[1] & CS_EVENT_KIND_MASK) != CS_EVENT_EXTENDED) {
+        return 0;
+    }
+    bool is_timed = type == CS_EXTENDED_INLINE_ENTRY || type == CS_EXTENDED_INLINE_EXIT ||
+                    type == CS_EXTENDED_SCRIPT_SWITCH || (type & CS_LAST_FUNCTION) >= CS_SCRIPT_FIRST;
+    return is_timed && event[1] >> 3 >= 2 ? 2 : 0;
+}
+
+/* The bytes of an event that lies where recording was off; 0 for one that counts. */
+static uint64_t dropped(struct cs_rebuild *s, const uint32_t event[2], const uint8_t *bytes, uint64_t left) {
+    uint32_t kind = event[1] & CS_EVENT_KIND_MASK, word = time_word(event), low = event[0];
+    uint64_t size = kind == CS_EVENT_ENTRY || kind == CS_EVENT_CALL ? 16 : 8;
+    if (kind == CS_EVENT_NONE || kind == CS_EVENT_CONTROL || (kind == CS_EVENT_EXTENDED && word == 0)) {
+        return 0;
+    }
+    if (kind == CS_EVENT_EXTENDED) {
+        size = (uint64_t)(event[1] >> 3) * 8;
+        if (size > left) {
+            return 0;
+        }
+        memcpy(&low, bytes + 4 * word, sizeof low);
+    }
+    uint64_t time = s->epoch << 32 | low;
+    if (size > left || !cs_off_covers(s, time > s->now ? time : s->now)) {
+        return 0;
+    }
+    s->entered = 0;
+    s->result.kind = 0;
+    return size;
 }
 
 static inline uint32_t site_of(struct cs_rebuild *s, uint32_t return_address) {
@@ -317,6 +360,13 @@ CS_EXPORT int cs_rebuild_feed(struct cs_rebuild *s, const uint8_t *bytes, uint64
             settle_call(s);
             continue; /* its row may have been the block's last */
         }
+        if (s->off < s->in.off_count) {
+            uint64_t size = dropped(s, event, bytes + at, length - at);
+            at += size;
+            if (size != 0) {
+                continue;
+            }
+        }
         if (kind == CS_EVENT_ENTRY) {
             at += 16;
             s->entered = 0;
@@ -378,7 +428,7 @@ CS_EXPORT int cs_rebuild_finish(struct cs_rebuild *s, struct cs_call_rows *rows)
         }
         settle_call(s);
     }
-    if (s->has_time && !s->in.no_clock) {
+    if (!cs_off_covers(s, s->in.end_tsc) && s->has_time && !s->in.no_clock) {
         uint64_t end = s->in.end_tsc > s->now && s->in.end_tsc - s->now <= s->in.tick_limit ? s->in.end_tsc : s->now;
         s->events--;
         s->epoch = end >> 32;

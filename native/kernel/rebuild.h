@@ -30,7 +30,13 @@ enum cs_rebuild_status {
 };
 
 /* cs_call_rows.ended_by */
-enum cs_ended_by { CS_ENDED_RETURN = 0, CS_ENDED_TAIL_CALL = 1, CS_ENDED_UNWOUND = 2, CS_ENDED_RUNNING = 3 };
+enum cs_ended_by {
+    CS_ENDED_RETURN = 0,
+    CS_ENDED_TAIL_CALL = 1,
+    CS_ENDED_UNWOUND = 2,
+    CS_ENDED_RUNNING = 3,
+    CS_ENDED_OFF = 4, /* open when recording went off */
+};
 
 /* The functions and call frame information of one image. Both arrays are sorted by rva; `owner` is an index below the
  * count. */
@@ -51,6 +57,11 @@ struct cs_module_span {
     int32_t image;   /* index in cs_rebuild_input.images, or -1 */
     uint32_t reach;  /* the greatest low + bytes - 1 of this and all spans before it */
     uint64_t load_tsc, unload_tsc;
+};
+
+/* A stretch of time in which recording was off, or went off or on. */
+struct cs_off_span {
+    uint64_t off_tsc, on_tsc;
 };
 
 /* What a late value holds: the end of a call. */
@@ -85,6 +96,8 @@ struct cs_rebuild_input {
     const int32_t *site_names, *node_names;
     const int32_t *target_names; /* by site: the function id of that address as a call's target */
     uint64_t site_count, node_count;
+    const struct cs_off_span *offs; /* of the thread's process, in order */
+    uint64_t off_count;
     const uint32_t *script_ids; /* by id - SCRIPT_FIRST: the id that stands for this function in the whole trace */
     uint64_t script_count;
     uint64_t origin_tsc; /* where start_ns is 0 */

@@ -43,7 +43,8 @@ void cs_frames_pop(struct cs_rebuild *s, struct cs_lane *lane, unsigned ended_by
     struct cs_frame *frame = &lane->frames[--lane->count];
     uint64_t end = s->now;
     if (frame->marks & CS_FRAME_MARKED) {
-        if (!(frame->marks & CS_FRAME_LINKED) && ended_by != CS_ENDED_RUNNING && !s->in.emit) {
+        bool is_end = ended_by != CS_ENDED_RUNNING && ended_by != CS_ENDED_OFF;
+        if (!(frame->marks & CS_FRAME_LINKED) && is_end && !s->in.emit) {
             note(s, frame->function, 1, &s->out);
         }
         ended_by = CS_ENDED_TAIL_CALL;
@@ -274,7 +275,7 @@ static bool is_tail_callee(struct cs_rebuild *s, const struct cs_lane *lane, con
 }
 
 /* The frame that the first call of an empty lane is made from, when the lane is entered from another. */
-static const struct cs_frame *caller_of_lane(struct cs_rebuild *s, uint32_t index) {
+static const struct cs_frame *caller_of_lane(struct cs_rebuild *s, uint32_t index, const struct cs_site_state *site) {
     struct cs_lane *lane = s->lanes[index];
     bool is_current = s->order[0] == index;
     if (!is_current) {
@@ -286,13 +287,18 @@ static const struct cs_frame *caller_of_lane(struct cs_rebuild *s, uint32_t inde
     if (s->resumed_at < s->in.resumed_count && s->in.resumed[s->resumed_at] == s->calls) {
         lane->from = -1;
     }
+    /* Its outermost calls may have begun while recording was off: then the call was made by one of them. Who was
+     * interrupted by a signal is certain. */
+    if (s->off != 0 && !(site && site->is_signal)) {
+        return NULL;
+    }
     /* After a jump out of the lane, what its caller did since is not known. */
     return lane->from < 0 || (is_current && lane->is_cut) ? NULL : top_of(s->lanes[lane->from]);
 }
 
 void cs_frames_push_script(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function) {
     struct entry e = {sp, function, function, CS_NO_NODE, CS_FUNCTION_EXITS | CS_FUNCTION_TAILS};
-    const struct cs_frame *parent = lane->count != 0 ? top_of(lane) : caller_of_lane(s, s->order[0]);
+    const struct cs_frame *parent = lane->count != 0 ? top_of(lane) : caller_of_lane(s, s->order[0], NULL);
     push_marked(s, lane, &e, parent, false, 1, CS_FRAME_SCRIPT);
 }
 
@@ -351,7 +357,7 @@ static void enter_elsewhere(struct cs_rebuild *s, const struct entry *e, struct 
     }
     const struct cs_frame *parent = top;
     if (lane->count == 0) {
-        parent = caller_of_lane(s, place.lane);
+        parent = caller_of_lane(s, place.lane, site);
     }
     struct cs_frame caller;
     if (parent) {

@@ -125,6 +125,8 @@ struct cs_rebuild {
     uint64_t captured_count, captured_capacity;
     uint64_t entered; /* calls, when an ENTRY was the last event */
     struct cs_captured result;
+    uint64_t off;  /* in in.offs: the first that is not over */
+    bool off_seen; /* its beginning is passed: no call is open */
     /* a CALL event that waits for the next one: an ENTRY of what it called tells more */
     bool has_call;
     uint32_t call_sp, call_site, call_return, call_function;
@@ -170,6 +172,12 @@ void cs_frames_push_inline(struct cs_rebuild *s, struct cs_lane *lane, uint32_t 
                            bool is_gap);
 /* Open a frame for an interpreted call below the lane's last one. */
 void cs_frames_push_script(struct cs_rebuild *s, struct cs_lane *lane, uint32_t sp, uint32_t function);
+
+/* rebuild_off.c */
+/* Whether an event of that time is to be dropped: recording was off, or about to go on. Ends the open calls first. */
+bool cs_off_covers(struct cs_rebuild *s, uint64_t time);
+/* The time of an event is known to be at least `time`: the frame that was running pays for what has passed. */
+void cs_pass_time(struct cs_rebuild *s, uint64_t time);
 
 /* rebuild_lists.c; false when there is no memory */
 bool cs_append32(struct cs_list32 *list, uint32_t value);

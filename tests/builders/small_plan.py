@@ -38,6 +38,7 @@ class _Build:
     code: bytearray = field(default_factory=lambda: bytearray(records.PLAN_PAGE))
     fixups: list[int] = field(default_factory=list)
     patches: list[tuple[int, int, bytes, bytes]] = field(default_factory=list)
+    gates: list[tuple[int, int]] = field(default_factory=list)
 
     def bytes_at(self, rva: int, count: int) -> bytes:
         return self.text[rva - self.text_rva : rva - self.text_rva + count]
@@ -49,6 +50,13 @@ class _Build:
             self.fixups.append(len(self.code) + 1)
             target -= self.region
         self.code += bytes([opcode]) + (target - next_offset).to_bytes(4, "little", signed=True)
+
+    def gate(self, stub: int, function: int) -> None:
+        """Append a call of the stub page, within eight aligned bytes."""
+        while len(self.code) % 8 > 3:
+            self.code += b"\x90"
+        self.gates.append((len(self.code), function))
+        self.branch(0xE8, stub * records.STUB_BYTES, inside=True)
 
     def patch(self, rva: int, function: int, trampoline: int) -> None:
         displacement = self.region + trampoline - (rva + JUMP_BYTES)
@@ -103,7 +111,7 @@ def plan_function(build: _Build, rva: int, size: int, index: int) -> None:
     check_movable(moved, targets, rva)
     trampoline = len(build.code)
     build.code += b"\x51\xb9" + index.to_bytes(4, "little")  # push rcx; mov ecx, index
-    build.branch(0xE8, records.STUB_ENTRY * records.STUB_BYTES, inside=True)
+    build.gate(records.STUB_ENTRY, index)
     build.code += b"\x59" + build.bytes_at(rva, length)  # pop rcx
     build.branch(0xE9, rva + length, inside=False)
     build.patch(rva, index, trampoline)
@@ -125,7 +133,7 @@ def plan_exit(build: _Build, instructions: Sequence[Instruction], targets: set[i
     assert run[-1].ip not in targets, f"the ret at {run[-1].ip:#x} is a branch target"
     trampoline = len(build.code)
     build.code += build.bytes_at(start, length - run[-1].len)
-    build.branch(0xE8, records.STUB_EXIT * records.STUB_BYTES, inside=True)
+    build.gate(records.STUB_EXIT, index)
     build.code += b"\xc3"
     build.patch(start, index, trampoline)
 
@@ -150,7 +158,8 @@ def write_plan(build: _Build, output: Path, functions: int, span: int, text: tup
     fixups = np.array(build.fixups, np.uint32)
     texts = np.array([text], records.TEXT_RANGE)
     header = np.zeros(1, records.PLAN_HEADER)
-    tables = patches.tobytes() + texts.tobytes() + fixups.tobytes()
+    gates = np.array(build.gates, records.GATE)
+    tables = patches.tobytes() + texts.tobytes() + fixups.tobytes() + gates.tobytes()
     begin = records.PLAN_HEADER.itemsize
     values = {
         "magic": records.PLAN_MAGIC,
@@ -170,6 +179,8 @@ def write_plan(build: _Build, output: Path, functions: int, span: int, text: tup
         "text_count": 1,
         "fixup_offset": begin + patches.nbytes + texts.nbytes,
         "fixup_count": len(fixups),
+        "gate_offset": begin + patches.nbytes + texts.nbytes + fixups.nbytes,
+        "gate_count": len(gates),
     }
     for name, value in values.items():
         header[name] = value

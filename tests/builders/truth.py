@@ -85,7 +85,7 @@ class Verdict:
     skipped: int = 0
     """Calls of functions whose entry could not be patched."""
     undecidable: int = 0
-    """Calls whose parent nothing could tell: see `_is_undecidable`."""
+    """Calls whose parent nothing could tell: see `is_undecidable`."""
     problems: list[str] = field(default_factory=list)
     details: Counter[str] = field(default_factory=Counter)
 
@@ -224,7 +224,7 @@ def _resumed(section: Section, names: Sequence[str]) -> npt.NDArray[np.bool_]:
     return np.asarray(is_coroutine[section.functions] & (section.parents == -2))
 
 
-def _is_undecidable(
+def is_undecidable(
     functions: Ints, seen_parents: Ints, true_parents: Ints, ends: Ints, names: Sequence[str]
 ) -> npt.NDArray[np.bool_]:
     """Callbacks that a caller's later untraced call makes, taken for those of its earlier callee.
@@ -273,7 +273,7 @@ def _compare_section(section: Section, thread: TracedThread, program: Program, n
     wrong = seen_parents != true_parents
     wrong &= ~(is_fresh[functions] & (seen_parents == -1))
     wrong &= ~_resumed(section, names)[kept]
-    undecidable = wrong & _is_undecidable(functions, seen_parents, true_parents, section.ends[kept], names)
+    undecidable = wrong & is_undecidable(functions, seen_parents, true_parents, section.ends[kept], names)
     verdict.undecidable += int(undecidable.sum())
     wrong &= ~undecidable
     verdict.wrong_parents += int(wrong.sum())

@@ -28,7 +28,9 @@ EXTRAS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """How a program is made: its seed, compiler and flags, whether it is traced stripped, and with its call sites."""
+    """How a program is made: its seed, compiler and flags, whether it is traced stripped, with its call sites, and by
+    which clock.
+    """
 
     seed: int
     compiler: str
@@ -36,6 +38,7 @@ class Cell:
     frame_pointer: str
     stripped: bool = False
     calls: bool = False
+    clock: str = "tsc"
 
     @property
     def flags(self) -> list[str]:
@@ -53,7 +56,7 @@ class Cell:
 
     def __str__(self) -> str:
         name = f"{self.seed}-{self.compiler}{self.level}{'-fp' if 'no-omit' in self.frame_pointer else ''}"
-        return name + "-stripped" * self.stripped + "-calls" * self.calls
+        return name + "-stripped" * self.stripped + "-calls" * self.calls + f"-{self.clock}" * (self.clock != "tsc")
 
 
 def run_cell(
@@ -76,9 +79,8 @@ def run_cell(
     runner = [find_wine()] if cell.is_windows else []
     everything = {**os.environ, **(environment or {})}
     plain = run_plain([*runner, traced, directory / "plain.truth", str(limit)], env=everything)
-    outcome = run_traced(
-        [traced, log, str(limit)], trace, cache, recording={"calls": "on"} if cell.calls else {}, env=environment
-    )
+    recording = {"clock": cell.clock} | ({"calls": "on"} if cell.calls else {})
+    outcome = run_traced([traced, log, str(limit)], trace, cache, recording=recording, env=environment)
     verdict = Verdict()
     if (outcome.output, outcome.errors, outcome.status) != (plain.output, plain.errors, plain.status):
         verdict.problems.append(f"plain: {plain}; traced: {outcome}")

@@ -21,6 +21,8 @@ SAMPLE = [
     Cell(6, "zig", "-O0", FRAME_POINTERS[0]),
     Cell(7, "zig", "-O3", FRAME_POINTERS[1]),
     Cell(8, "zig", "-Os", FRAME_POINTERS[0], stripped=True),
+    Cell(13, "gcc", "-O2", FRAME_POINTERS[0], clock="coarse"),
+    Cell(14, "zig", "-O1", FRAME_POINTERS[0], calls=True, clock="coarse"),
     Cell(9, "gcc", "-O2", FRAME_POINTERS[0], calls=True),
     Cell(10, "zig", "-O0", FRAME_POINTERS[0], calls=True),
     Cell(11, "gcc", "-O3", FRAME_POINTERS[1], stripped=True, calls=True),

@@ -38,9 +38,35 @@ enum End {
     FINISHED = 3, // it ran to its end, where the compiler may have made the last destructor a tail call
 };
 
+// With TIMED each call says when it began: the trace has only some of them then, and is asked which.
+#ifdef TIMED
+struct Record {
+    int32_t function, parent, end, unused;
+    uint64_t time;
+};
+#define RECORD(function, parent)                                                                                       \
+    Record {                                                                                                           \
+        function, parent, UNWOUND, 0, moment()                                                                         \
+    }
+// Certainly later than what was executed before, and earlier than what is executed next, though the counter may stand
+// still for some tens of ticks and processors read it ahead of time.
+__attribute__((always_inline)) static inline uint64_t moment() {
+    __builtin_ia32_lfence();
+    uint64_t start = __builtin_ia32_rdtsc();
+    while (__builtin_ia32_rdtsc() - start < 200)
+        ;
+    __builtin_ia32_lfence();
+    return start + 100;
+}
+#else
 struct Record {
     int32_t function, parent, end;
 };
+#define RECORD(function, parent)                                                                                       \
+    Record {                                                                                                           \
+        function, parent, UNWOUND                                                                                      \
+    }
+#endif
 
 // One sequence of calls, in the order of their starts. Signal handlers that strike anywhere have their own.
 struct Log {
@@ -89,7 +115,7 @@ static int (*volatile send_signal)(int) = raise; // raise is declared noexcept; 
 ALWAYS int log_call(int function, int parent) {
     Log *log = &self->log;
     int me = log->count++;
-    log->records[me] = Record{function, parent, UNWOUND};
+    log->records[me] = RECORD(function, parent);
     return me;
 }
 
@@ -118,7 +144,7 @@ static inline void add(uint64_t x) {
 ALWAYS int log_signal(int function, int parent) {
     Log *log = &self->signals;
     int me = log->count++;
-    log->records[me] = Record{function, parent, UNWOUND};
+    log->records[me] = RECORD(function, parent);
     return me;
 }
 

@@ -164,7 +164,7 @@ def test_modules_that_are_never_traced(path: str) -> None:
 
 def request(*modules: tuple[str, int]) -> bytes:
     head = np.zeros(1, records.REQUEST)
-    head["magic"], head["version"], head["module_count"] = records.REQUEST_MAGIC, records.TRACE_VERSION, len(modules)
+    head["magic"], head["version"], head["module_count"] = records.REQUEST_MAGIC, records.REQUEST_VERSION, len(modules)
     body = np.zeros(len(modules), records.REQUEST_MODULE)
     for row, (path, flags) in zip(body, modules, strict=True):
         row["path"], row["module_flags"] = path, flags

@@ -58,6 +58,7 @@ struct cs_process {
     uint32_t block_count; /* blocks given out so far */
     uint32_t first_block; /* blocks below belong to threads of ancestors: one of them is still ours in name */
     uint32_t next_check;  /* where the search for blocks of dead threads goes on */
+    uint32_t control;     /* 1 while a thread of the agent obeys the recorder */
     uint32_t sampler;     /* 1 while a thread of the agent asks the others for their stacks */
 };
 
@@ -107,6 +108,15 @@ static inline uint64_t cs_tsc(void) {
     __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
     return low | (uint64_t)high << 32;
 }
+
+/* The coarse clock: a word of the events file that the recorder moves on; NULL in sessions with another clock. */
+extern uint64_t *cs_coarse_clock __attribute__((visibility("hidden")));
+/* The time of an event now. */
+static inline uint64_t cs_now(void) {
+    return cs_coarse_clock ? __atomic_load_n(cs_coarse_clock, __ATOMIC_RELAXED) : cs_tsc();
+}
+/* Events from here on are no earlier than `tsc`: what the journal says of a time is before or behind them. */
+void cs_clock_pass(uint64_t tsc);
 
 /* Short locks, held with signals blocked. They lie in pages zeroed on fork, so a child finds them free. */
 void cs_lock(uint32_t *lock);
@@ -224,6 +234,17 @@ void cs_hooks_start(void);
 void cs_hooks_stop(void);
 /* From a hook: `function` was inlined where the hook's call returns to. `type` is EXTENDED_INLINE_*. */
 void cs_hook(uint64_t function, uint64_t sp, uint64_t return_address, uint32_t type);
+
+/* ---- switch.c */
+/* Turn recording off or on in this process. */
+void cs_switch(bool off);
+/* At the start of a session, before anything is patched: as the session is now. */
+void cs_switch_begin(void);
+bool cs_switched_off(void);
+/* What the recorder asks of all processes. */
+static inline const struct cs_control *cs_control(void) {
+    return (const struct cs_control *)((const uint8_t *)cs_session.events + CS_EVENTS_CONTROL);
+}
 
 /* ---- depth.c */
 /* The depth filter, from routines.inc: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */

@@ -8,31 +8,12 @@
 
 #define LONGEST_MARKER 4000u
 
-void cs_stop_for_good(void) {
-    struct cs_process *process = cs_session.process;
-    if (__atomic_exchange_n(&process->module_lock, 1, __ATOMIC_ACQUIRE))
-        return;
-    cs_regions_switch(true);
-    cs_unlock(&process->module_lock);
-}
-
-static void switch_all(bool off) {
-    if (!cs_session.events || (!off && cs_session.events->stopped))
-        return;
-    uint64_t signals = cs_system_block_signals();
-    cs_process_enter(CS_CAUSE_FORK, cs_session.last_process);
-    cs_lock(&cs_session.process->module_lock);
-    cs_regions_switch(off);
-    cs_unlock(&cs_session.process->module_lock);
-    cs_system_restore_signals(signals);
-}
-
 CS_API void callscope_stop(void) {
-    switch_all(true);
+    cs_switch(true);
 }
 
 CS_API void callscope_start(void) {
-    switch_all(false);
+    cs_switch(false);
 }
 
 CS_API void callscope_pause(void) {

@@ -146,7 +146,7 @@ uint32_t *cs_reserve(uint64_t sp, uint32_t bytes, uint32_t *time) {
             cs_refill(sp);
             continue;
         }
-        uint64_t now = cs_session.features & CS_FEATURE_NO_CLOCK ? (uint64_t)block->epoch << 32 : cs_tsc();
+        uint64_t now = cs_session.features & CS_FEATURE_NO_CLOCK ? (uint64_t)block->epoch << 32 : cs_now();
         uint32_t *slot = (uint32_t *)at;
         *time = (uint32_t)now;
         if (now >> 32 == block->epoch)

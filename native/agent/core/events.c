@@ -57,7 +57,9 @@ static bool take(struct cs_chunk_header *header, bool *recycled) {
 
 static void write_header(struct cs_block *block, struct cs_chunk_header *header, uint64_t claim, uint64_t sp,
                          uint64_t used) {
-    uint64_t now = cs_tsc();
+    uint64_t tsc = cs_tsc();
+    cs_clock_pass(tsc); /* should nobody else move it on */
+    uint64_t now = cs_now();
     header->process = cs_session.process->process;
     header->pid = cs_session.process->pid;
     header->tid = block->tid;

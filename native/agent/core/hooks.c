@@ -4,7 +4,7 @@
 uint32_t cs_hooks;
 
 void cs_hooks_start(void) {
-    bool asks = cs_session.features & CS_FEATURE_NO_CLOCK || cs_session.max_depth;
+    bool asks = cs_session.features & (CS_FEATURE_NO_CLOCK | CS_FEATURE_COARSE_CLOCK) || cs_session.max_depth;
     cs_hooks = asks ? CS_HOOKS_ASK : CS_HOOKS_DIRECT;
 }
 

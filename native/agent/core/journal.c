@@ -12,6 +12,7 @@
 static void fill(struct cs_journal_record *record, uint16_t kind, uint64_t tsc, const struct cs_block *block,
                  uint64_t bytes, const struct cs_part *parts, uint32_t count) {
     struct cs_process *process = cs_session.process;
+    cs_clock_pass(tsc);
     __atomic_store_n(&record->size, (uint32_t)bytes, __ATOMIC_RELEASE);
     record->tsc = tsc;
     record->process = process->process;

@@ -3,6 +3,8 @@
 
 #include "memory.h"
 
+#define CALL_BYTES 5u
+
 static bool table_fits(uint64_t offset, uint64_t count, uint64_t each, uint64_t bytes) {
     return offset <= bytes && offset % 4 == 0 && count <= (bytes - offset) / each;
 }
@@ -31,6 +33,10 @@ static uint32_t checksum(const uint8_t *bytes, uint64_t count) {
     return value;
 }
 
+static const struct cs_gate *all_gates(const struct cs_plan *plan) {
+    return (const struct cs_gate *)((const uint8_t *)plan->header + plan->header->gate_offset);
+}
+
 static const char *check_patches(const struct cs_plan *plan) {
     const struct cs_plan_header *header = plan->header;
     uint64_t text = 0, end = 0;
@@ -57,6 +63,11 @@ static const char *check_patches(const struct cs_plan *plan) {
     for (uint32_t i = 0; i < header->fixup_count; i++)
         if (plan->fixups[i] < CS_PLAN_PAGE || plan->fixups[i] + 4ull > header->code_bytes)
             return "bad fixup in the plan";
+    const struct cs_gate *gates = all_gates(plan);
+    for (uint32_t i = 0; i < header->gate_count; i++)
+        if (gates[i].place < CS_PLAN_PAGE || gates[i].place + 8ull > header->code_bytes ||
+            gates[i].place % 8 + CALL_BYTES > 8)
+            return "bad gate in the plan";
     return NULL;
 }
 
@@ -73,7 +84,8 @@ const char *cs_plan_open(struct cs_plan *plan, const uint8_t *file, uint64_t byt
         !table_fits(header->patch_offset, header->patch_count, sizeof(struct cs_patch), bytes) ||
         !table_fits(header->fixup_offset, header->fixup_count, sizeof(uint32_t), bytes) ||
         !table_fits(header->text_offset, header->text_count, sizeof(struct cs_text_range), bytes) ||
-        !table_fits(header->moved_offset, header->moved_count, sizeof(struct cs_moved), bytes))
+        !table_fits(header->moved_offset, header->moved_count, sizeof(struct cs_moved), bytes) ||
+        !table_fits(header->gate_offset, header->gate_count, sizeof(struct cs_gate), bytes))
         return "plan file cut short";
     if (((header->image_span + CS_PLAN_PAGE - 1) & ~(CS_PLAN_PAGE - 1ull)) != span || header->build_id_bytes > 32 ||
         (build_id_bytes && header->build_id_bytes &&
@@ -130,11 +142,13 @@ bool cs_plan_number_captures(const struct cs_plan *plan, uint8_t *region, uint32
 }
 
 /* routines.inc */
-extern const uint64_t cs_routines[][8][CS_STUB_COUNT] __attribute__((visibility("hidden")));
+extern const uint64_t cs_routines[][12][CS_STUB_COUNT] __attribute__((visibility("hidden")));
 
 const uint64_t *cs_plan_routines(uint32_t set) {
-    bool plain = cs_session.features & CS_FEATURE_NO_CLOCK, ring = cs_session.features & CS_FEATURE_KEEP_LAST;
-    return cs_routines[set][plain + (cs_session.max_depth ? 2 : 0) + 4 * ring];
+    uint32_t deep = cs_session.max_depth ? 1 : 0, ring = cs_session.features & CS_FEATURE_KEEP_LAST ? 2 : 0;
+    if (cs_session.features & CS_FEATURE_COARSE_CLOCK)
+        return cs_routines[set][8 + deep + ring];
+    return cs_routines[set][2 * (deep + ring) + (cs_session.features & CS_FEATURE_NO_CLOCK ? 1 : 0)];
 }
 
 void cs_plan_write_stubs(uint8_t *region, uint32_t id_base, const uint64_t routines[CS_STUB_COUNT]) {

@@ -36,6 +36,11 @@ const uint64_t *cs_plan_routines(uint32_t set);
 /* Write the stub page of a region. */
 void cs_plan_write_stubs(uint8_t *region, uint32_t id_base, const uint64_t routines[CS_STUB_COUNT]);
 
+/* ---- gates.c
+ * Close the gates of a writable region: all of them, or those of the functions in the bit map `muted` (NULL: none). The
+ * rest is opened. Other threads may run there. */
+void cs_gates_set(const struct cs_plan *plan, uint8_t *region, bool off, const uint8_t *muted);
+
 /* Check every patch against the writable image, then write the chosen ones. NULL, or the reason why none was written.
  * `refused` is zeroed memory of a bit for every function. */
 const char *cs_plan_apply(const struct cs_plan *plan, uint8_t *image, int64_t shift, uint8_t *refused,

@@ -34,6 +34,8 @@ uint32_t callscope_script_function(const struct callscope_script *script) {
 }
 
 static inline void put(uint32_t type) {
+    if (cs_switched_off())
+        return;
     uint64_t sp = (uint64_t)__builtin_frame_address(0);
     uint32_t time, *slot = cs_reserve(sp, EVENT_BYTES, &time);
     __atomic_store_n(&slot[1], CALLSCOPE_SCRIPT_WORD, __ATOMIC_RELEASE);
@@ -50,7 +52,7 @@ _Static_assert(offsetof(struct cs_block, cursor) == offsetof(struct callscope_ro
 _Static_assert(CALLSCOPE_SCRIPT_WORD == (EVENT_BYTES / 8 << 3 | CS_EVENT_EXTENDED), "what events of scripts say");
 
 int64_t callscope_script_room(void) {
-    return cs_session.features & CS_FEATURE_NO_CLOCK ? 0 : cs_system_thread_place();
+    return cs_session.features & (CS_FEATURE_NO_CLOCK | CS_FEATURE_COARSE_CLOCK | CS_FEATURE_SWITCHED) ? 0 : cs_system_thread_place();
 }
 
 void callscope_script_enter(uint32_t function) {
@@ -62,6 +64,8 @@ void callscope_script_leave(uint32_t function, bool by_exception) {
 }
 
 void callscope_script_switch(uint32_t origin, uint32_t target) {
+    if (cs_switched_off())
+        return;
     uint64_t sp = (uint64_t)__builtin_frame_address(0);
     uint32_t bytes = 8 + sizeof(struct cs_script_switch), time, *slot = cs_reserve(sp, bytes, &time);
     __atomic_store_n(&slot[1], bytes / 8 << 3 | CS_EVENT_EXTENDED, __ATOMIC_RELEASE);

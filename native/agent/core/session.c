@@ -8,6 +8,14 @@
 #define WINDOW_LIMIT (8 * sizeof(((struct cs_shared_file *)0)->opened))
 
 struct cs_session cs_session;
+uint64_t *cs_coarse_clock;
+
+void cs_clock_pass(uint64_t tsc) {
+    uint64_t now = cs_coarse_clock ? __atomic_load_n(cs_coarse_clock, __ATOMIC_RELAXED) : tsc;
+    while (now < tsc)
+        if (__atomic_compare_exchange_n(cs_coarse_clock, &now, tsc, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+            return;
+}
 
 void cs_lock(uint32_t *lock) {
     while (__atomic_exchange_n(lock, 1, __ATOMIC_ACQUIRE))
@@ -63,6 +71,8 @@ bool cs_session_open(uint8_t *events, uint64_t events_mapped, uint8_t *journal, 
         session->chunks_mapped = header->chunk_limit;
     session->features = header->features;
     session->max_depth = header->max_depth;
+    bool coarse = header->features & CS_FEATURE_COARSE_CLOCK;
+    cs_coarse_clock = coarse ? (uint64_t *)(events + CS_EVENTS_CLOCK) : NULL;
     session->journal = records;
     session->events = header;
     return true;

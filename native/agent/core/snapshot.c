@@ -205,7 +205,7 @@ static bool record_remembered(const struct capture *capture) {
 
 void cs_snapshot(const struct cs_registers *registers, bool exact, uint64_t tag, uint32_t cause,
                  struct cs_block *block) {
-    struct capture capture = {registers, cs_tsc(), tag, cause, exact, block};
+    struct capture capture = {registers, cs_now(), tag, cause, exact, block};
     if (!record_remembered(&capture) && !record(&capture, LEAST_BYTES))
         record(&capture, MOST_BYTES);
 }
@@ -224,7 +224,7 @@ static bool repeat(const struct cs_called *called, uint64_t tag) {
     if (frame->rip != called->back || frame->sp != (uint64_t)(called + 1) ||
         (frame->needs_bp && frame->bp != called->rbp))
         return false;
-    struct capture capture = {.tsc = cs_tsc(), .tag = tag, .cause = CS_STACK_CALLED};
+    struct capture capture = {.tsc = cs_now(), .tag = tag, .cause = CS_STACK_CALLED};
     uint32_t base = block->stack_base;
     last->busy = 1;
     __atomic_signal_fence(__ATOMIC_SEQ_CST);

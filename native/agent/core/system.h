@@ -41,6 +41,12 @@ bool cs_system_readable(uint64_t address);
 uint8_t *cs_system_view(const char *path, uint64_t *bytes);
 void cs_system_unview(uint8_t *view, uint64_t bytes);
 
+/* No processor executes code of this process any more that it fetched before. */
+void cs_system_sync_cores(void);
+
+/* A thread of this process has a block: see to it that the agent's own threads run. */
+void cs_control_begin(void);
+
 /* Private zeroed memory, or NULL. */
 void *cs_system_memory(size_t bytes);
 void cs_system_release(void *memory, size_t bytes);

@@ -21,7 +21,7 @@ static void use_discard(struct cs_block *block, uint64_t bytes) {
     block->limit = (uint64_t)discard + sizeof discard;
     block->end = (uint64_t)discard + bytes;
     block->cursor = (uint64_t)discard;
-    block->epoch = (uint32_t)(cs_tsc() >> 32);
+    block->epoch = (uint32_t)(cs_now() >> 32);
     cs_self()->block = block;
 }
 
@@ -172,6 +172,7 @@ struct cs_block *cs_thread_block(void) {
     cs_journal_thread_name(CS_JOURNAL_THREAD_START, block);
     self->block = block;
     cs_sampling_begin(block);
+    cs_control_begin();
     return block;
 }
 

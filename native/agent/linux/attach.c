@@ -61,7 +61,6 @@ CS_ATTACH uint64_t callscope_attach_begin(const char *directory, const char *rec
     at = 0;
     cs_text_append(path, sizeof path, &at, program);
     cs_launch.path = path;
-    cs_regions_switch(false);
     cs_attachment = CS_ATTACHMENT_PREPARES;
     if (!callscope_session_begin(directory)) {
         cs_attachment = CS_ATTACHMENT_NONE;

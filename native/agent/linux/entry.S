@@ -116,18 +116,21 @@ nowhere:
     .endm
 
 #include "../core/routines.inc"
+#include "near.inc"
 
     routine_set
     capture_routines
 
-    /* What trampolines call while recording is stopped. */
-    routine cs_off
-    ret
-    end_routine cs_off
+    .set CONTROL_SKIP, 2 << 3 | 4
+    near_routine near_entry, KIND_ENTRY, 16, 16
+    near_routine near_entry_red, KIND_ENTRY, 16, 16 + RED_ZONE
+    near_routine near_exit, KIND_EXIT, 8, 8
+    near_routine near_tail, KIND_TAIL, 8, 8
+    near_routine near_tail_red, KIND_TAIL, 8, 8 + RED_ZONE
 
-    /* The same where the trampoline stores words next. */
+    /* What a trampoline that stores words next calls while its gate is closed: they go where nobody reads. */
     routine cs_off_words
-    lea rcx, [rip + cs_off_room]
+    lea rcx, [rip + nowhere]
     ret
     end_routine cs_off_words
 
@@ -222,5 +225,12 @@ nowhere:
     .p2align 3
     bound cs_routines
     routine_rows
+    bound cs_near_routines
+    near_row 0, near_entry
+    near_row 1, near_exit
+    near_row 2, near_tail
+    near_row 3, near_entry_red
+    near_row 4, near_tail_red
+    bound cs_near_routines_end
 
     .section .note.GNU-stack, "", @progbits

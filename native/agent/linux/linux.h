@@ -71,6 +71,14 @@ bool cs_region_patched(const struct cs_module *module, uint64_t at);
 /* Where the instruction came from that runs at `at`; false when none does. */
 bool cs_region_back(const struct cs_module *module, uint64_t at, uint64_t *to);
 
+/* ---- helper.c */
+/* Begin a thread that never returns from `run`, which is another for each `stack` (NULL: not made yet). */
+bool cs_helper_begin(uint8_t **stack, void run(void));
+
+/* ---- near.c */
+/* Put what belongs there into the stub page of a region that nobody executes yet. */
+void cs_near_write(uint8_t *region, uint32_t id_base);
+
 /* ---- attach.c */
 enum cs_attachment {
     CS_ATTACHMENT_NONE,     /* the session began with the program, or inside of it */

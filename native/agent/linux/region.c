@@ -181,35 +181,26 @@ static void forget_plan(const struct cs_module *module) {
     memset(own, 0, sizeof *own);
 }
 
-/* While recording is stopped; `cs_off_room` takes the words that nobody reads. */
-extern void cs_off(void) __attribute__((visibility("hidden")));
-extern void cs_off_words(void) __attribute__((visibility("hidden")));
-uint8_t cs_off_room[CS_CAPTURE_LONGEST] __attribute__((visibility("hidden"), aligned(8)));
-static bool stopped;
+static bool off;
 
-static void write_stubs(uint8_t *region, uint32_t id_base) {
-    uint64_t off[CS_STUB_COUNT];
-    for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++) {
-        bool words = slot == CS_STUB_ENTRY_WORDS || slot == CS_STUB_ENTRY_WORDS_RED_ZONE;
-        off[slot] = (uint64_t)(words ? cs_off_words : cs_off);
-    }
-    cs_plan_write_stubs(region, id_base, stopped ? off : cs_plan_routines(0));
+static bool open_region(const struct cs_module *module, int extra) {
+    return !cs_failed(cs_call3(SYS_mprotect, (long)module->region, (long)applied_to(module)->plan.header->code_bytes,
+                               PROT_READ | PROT_EXEC | extra));
 }
 
-void cs_regions_switch(bool off) {
-    if (off == stopped)
+static void set_gates(const struct cs_module *module) {
+    if (!is_kept(module) || !open_region(module, PROT_WRITE)) /* other threads are about to execute it */
         return;
-    stopped = off;
+    cs_gates_set(&applied_to(module)->plan, module->region, off, NULL);
+    open_region(module, 0);
+}
+
+void cs_regions_switch(bool to) {
     bool hooked = false;
+    off = to;
     for (uint32_t i = 0; i < cs_module_count; i++) {
-        const struct cs_module *module = &cs_modules[i];
-        if (!module->handle || !module->region)
-            continue;
-        hooked |= module->hooked;
-        /* Other threads are about to execute it. */
-        cs_call3(SYS_mprotect, (long)module->region, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
-        write_stubs(module->region, module->id_base);
-        cs_call3(SYS_mprotect, (long)module->region, PAGE, PROT_READ | PROT_EXEC);
+        hooked |= cs_modules[i].handle && cs_modules[i].hooked;
+        set_gates(&cs_modules[i]);
     }
     if (off)
         cs_hooks_stop();
@@ -225,7 +216,10 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
         return "no room for its trampolines within 2 GB";
     int64_t shift = (int64_t)((uint64_t)region - image->base) - header->delta;
     struct cs_plan_outcome outcome = {0};
-    write_stubs(region, reply->id_base);
+    cs_plan_write_stubs(region, reply->id_base, cs_plan_routines(0));
+    cs_near_write(region, reply->id_base);
+    if (off)
+        cs_gates_set(plan, region, true, NULL);
     const char *reason = NULL;
     if (!cs_plan_number_captures(plan, region, reply->id_base))
         reason = "damaged plan";
@@ -241,12 +235,12 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
         cs_unmap(region, header->region_bytes);
         return reason;
     }
-    if (cs_attachment)
-        *applied_to(module) = (struct applied){
-            *plan, *image, shift, kept_mapping(file), kept_mapping(chosen), cs_attachment == CS_ATTACHMENT_PREPARES};
+    forget_plan(module); /* of a session before this one */
+    *applied_to(module) = (struct applied){
+        *plan, *image, shift, kept_mapping(file), kept_mapping(chosen), cs_attachment == CS_ATTACHMENT_PREPARES};
     module->flags |= CS_MODULE_TRACED;
     module->hooked = header->features & CS_PLAN_HOOKS;
-    if (module->hooked && !stopped)
+    if (module->hooked && !off)
         cs_hooks_start();
     module->id_base = reply->id_base;
     module->function_count = header->function_count;
@@ -277,7 +271,7 @@ const char *cs_region_apply(struct cs_module *module, const struct cs_image *ima
     }
     if (!reason)
         reason = apply(module, image, &plan, reply, &file, &chosen);
-    if (reason || !cs_attachment) {
+    if (reason) {
         unmap_file(&file);
         unmap_file(&chosen);
     }
@@ -285,8 +279,7 @@ const char *cs_region_apply(struct cs_module *module, const struct cs_image *ima
 }
 
 void cs_region_release(struct cs_module *module) {
-    if (cs_attachment)
-        forget_plan(module);
+    forget_plan(module);
     if (module->region)
         cs_unmap(module->region, module->region_bytes);
     module->region = NULL;

@@ -9,7 +9,6 @@
 #include "linux.h"
 #include "syscall.h"
 
-#define REQUEST_VERSION 1u
 #define CONNECT_SECONDS 5
 /* A recorder that died closes the socket, so a long silence means that it is planning something large. */
 #define ANSWER_SECONDS 60
@@ -93,7 +92,7 @@ static int connect_to(const char *path) {
 
 bool cs_ask_begin(struct cs_asker *asker, uint32_t module_count) {
     struct cs_request request = {.magic = CS_REQUEST_MAGIC,
-                                 .version = REQUEST_VERSION,
+                                 .version = CS_REQUEST_VERSION,
                                  .pid = cs_session.process->pid,
                                  .module_count = module_count};
     *asker = (struct cs_asker){.socket = cs_launch.recorder ? connect_to(cs_launch.recorder) : -1};

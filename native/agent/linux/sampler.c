@@ -5,7 +5,6 @@
  * at this moment: either its clock moves between two looks, or the kernel says that it waits for a processor only. So
  * waits of the program are left alone. */
 #include <fcntl.h>
-#include <linux/sched.h>
 #include <linux/time_types.h>
 
 #include "../core/agent.h"
@@ -14,12 +13,10 @@
 #include "linux.h"
 #include "syscall.h"
 
-#define STACK_BYTES 0x8000u
 #define SECOND 1000000000ull
 #define FORGOTTEN 1000 /* intervals after which a thread that does not answer is asked again */
 #define MONOTONIC 1
 #define ABSOLUTE 1 /* TIMER_ABSTIME */
-#define SHARED (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM)
 
 static uint64_t clock_ns(long clock) {
     struct __kernel_timespec now = {0, 0};
@@ -91,33 +88,11 @@ static __attribute__((noreturn)) void run(void) {
         cs_call3(SYS_exit, 0, 0, 0);
 }
 
-/* clone(2): the new thread begins on its own stack, with the registers of the caller. */
-static long begin_thread(uint8_t *top) {
-    long result = SYS_clone;
-    register long r10 __asm__("r10") = 0;
-    register long r8 __asm__("r8") = 0;
-    register void (*r9)(void) __asm__("r9") = run;
-    __asm__ volatile("syscall\n\t"
-                     "test %%rax, %%rax\n\t"
-                     "jnz 1f\n\t"
-                     "xor %%ebp, %%ebp\n\t"
-                     "call *%%r9\n"
-                     "1:"
-                     : "+a"(result)
-                     : "D"((long)SHARED), "S"(top), "d"(0l), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory", "cc");
-    return result;
-}
-
 bool cs_sampler_start(void) {
     if (__atomic_exchange_n(&cs_session.process->sampler, 1, __ATOMIC_ACQUIRE))
         return true;
     static uint8_t *stack; /* a child of fork has its own copy, on which nobody is */
-    if (!stack)
-        stack = cs_system_memory(STACK_BYTES);
-    uint64_t signals = cs_system_block_signals();
-    bool done = stack && !cs_failed(begin_thread(stack + STACK_BYTES));
-    cs_system_restore_signals(signals);
+    bool done = cs_helper_begin(&stack, run);
     if (!done)
         __atomic_store_n(&cs_session.process->sampler, 0, __ATOMIC_RELEASE);
     return done;

@@ -227,6 +227,8 @@ bool cs_start(const char *directory, int argument_count, char **arguments) {
     if (cs_session.chunks_mapped < cs_session.chunk_limit)
         cs_note(CS_NOTE_ADDRESS_SPACE, "the address space is limited: the events file is used in part");
     cs_unwind_ready = cs_session.features & CS_FEATURE_STACKS;
+    cs_switch_begin();
+    cs_control_begin();
     cs_loader_start();
     cs_sampling_start();
     return true;

@@ -56,13 +56,6 @@ static uint64_t off_routine(uint32_t slot) {
     return (uint64_t)(stores ? cs_off_words : cs_off);
 }
 
-static void write_stubs(uint8_t *region, uint32_t id_base) {
-    uint64_t off[CS_STUB_COUNT];
-    for (uint32_t slot = 0; slot < CS_STUB_COUNT; slot++)
-        off[slot] = off_routine(slot);
-    cs_plan_write_stubs(region, id_base, stopped ? off : cs_plan_routines(cs_slots_wide));
-}
-
 /* Fill the region and let it be executed. */
 static const char *make_region(uint8_t *region, const struct cs_plan *plan, const struct cs_image *image,
                                uint32_t id_base) {
@@ -72,7 +65,9 @@ static const char *make_region(uint8_t *region, const struct cs_plan *plan, cons
     RUNTIME_FUNCTION *frames = (RUNTIME_FUNCTION *)(region + header->frames);
     ULONG old;
     memcpy(region, (const uint8_t *)header + header->region_offset, header->region_bytes);
-    write_stubs(region, id_base);
+    cs_plan_write_stubs(region, id_base, cs_plan_routines(cs_slots_wide));
+    if (stopped)
+        cs_gates_set(plan, region, true, NULL);
     shift_frames(frames, frame_count, shift);
     if (!cs_plan_number_captures(plan, region, id_base))
         return "damaged plan";
@@ -252,11 +247,13 @@ void cs_regions_switch(bool off) {
     stopped = off;
     for (uint32_t i = 0; i < cs_module_count; i++) {
         const struct cs_module *module = &cs_modules[i];
-        if (!module->handle || !module->region || !protect(module->region, CS_PLAN_PAGE, PAGE_EXECUTE_READWRITE, &old))
+        const struct cs_plan *plan = &applied_to(module)->plan;
+        if (!module->handle || !module->region || !plan->header ||
+            !protect(module->region, plan->header->code_bytes, PAGE_EXECUTE_READWRITE, &old))
             continue;
         hooked |= module->hooked;
-        write_stubs(module->region, module->id_base);
-        protect(module->region, CS_PLAN_PAGE, old, &old);
+        cs_gates_set(plan, module->region, off, NULL);
+        protect(module->region, plan->header->code_bytes, old, &old);
     }
     if (off)
         cs_hooks_stop();

@@ -4,7 +4,6 @@
 #include "../core/memory.h"
 #include "windows_agent.h"
 
-#define REQUEST_VERSION 1u
 #define ANSWER_MILLISECONDS 60000u
 
 struct question {
@@ -38,7 +37,7 @@ static const char *file_name(const char *suffix) {
 
 bool cs_ask_begin(void) {
     question.request = (struct cs_request){
-        .magic = CS_REQUEST_MAGIC, .version = REQUEST_VERSION, .pid = cs_session.process->pid, .module_count = 0};
+        .magic = CS_REQUEST_MAGIC, .version = CS_REQUEST_VERSION, .pid = cs_session.process->pid, .module_count = 0};
     return cs_start_options.recorder[0];
 }
 

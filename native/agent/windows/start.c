@@ -148,6 +148,7 @@ __declspec(dllexport) DWORD callscope_attach(const struct cs_start *options) {
     cs_session.namespace_id = 1; /* process ids are the system's */
     cs_process_enter(CS_CAUSE_LAUNCH, cs_journal_find(cs_system_parent_pid(), 0));
     cs_unwind_ready = cs_session.features & CS_FEATURE_STACKS;
+    cs_switch_begin();
     cs_loader_start();
     cs_crash_watch();
     cs_start_options.flags &= ~CS_START_ATTACHED; /* what is loaded later does not run yet */

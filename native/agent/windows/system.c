@@ -134,6 +134,15 @@ bool cs_system_readable(uint64_t address) {
     return cs_readable_bytes((const void *)address) >= sizeof(uint64_t);
 }
 
+void NtFlushProcessWriteBuffers(void);
+
+void cs_system_sync_cores(void) {
+    NtFlushProcessWriteBuffers(); /* an interrupt on every processor that runs a thread of the process */
+}
+
+void cs_control_begin(void) {
+}
+
 void *cs_system_memory(size_t bytes) {
     void *base = NULL;
     SIZE_T size = bytes;

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define CS_TRACE_VERSION 1u
+#define CS_TRACE_VERSION 2u
 #define CS_TRACE_VERSION_OLDEST 1u
 #define CS_EVENTS_MAGIC 0x5354564550435343ull
 #define CS_JOURNAL_MAGIC 0x4c524e4a50435343ull
@@ -12,7 +12,12 @@
 #define CS_CHUNK_BYTES 0x100000u
 #define CS_EVENTS_HEADER_BYTES 4096u
 #define CS_JOURNAL_HEADER_BYTES 4096u
+#define CS_EVENTS_CLOCK 2048u
 #define CS_JOURNAL_PIDS 1024u
+#define CS_EVENTS_CONTROL 2112u
+#define CS_EVENTS_MUTES 0x2000u
+#define CS_MUTE_RESTORE 0x80000000u
+#define CS_MOST_MUTES 0x3000u
 #define CS_JOURNAL_BYTES 0x8000000u
 #define CS_JOURNAL_CELL_BYTES 192u
 #define CS_PACKED_MAGIC 0x4b43415050435343ull
@@ -28,6 +33,8 @@
 #define CS_FEATURE_CALLS 4u
 #define CS_FEATURE_CALLS_ONCE 8u
 #define CS_FEATURE_STACKS 16u
+#define CS_FEATURE_COARSE_CLOCK 64u
+#define CS_FEATURE_SWITCHED 128u
 #define CS_FEATURE_SCRIPTS 32u
 
 #define CS_EVENT_NONE 0u
@@ -74,6 +81,8 @@
 #define CS_JOURNAL_THREAD_CREATED 10u
 #define CS_JOURNAL_SCRIPT_FUNCTION 11u
 #define CS_JOURNAL_DUMP 12u
+#define CS_JOURNAL_SWITCH 13u
+#define CS_JOURNAL_MUTE 14u
 #define CS_SCRIPT_CODE 0u
 #define CS_SCRIPT_NATIVE 1u
 #define CS_CAUSE_LAUNCH 0u
@@ -96,14 +105,15 @@
 #define CS_CRASH_STACK_BYTES 0x10000u
 #define CS_CRASH_CODE_BYTES 64u
 
-#define CS_PLAN_VERSION 2u
+#define CS_PLAN_VERSION 3u
+#define CS_PLAN_VERSION_OLDEST 2u
 #define CS_PLAN_MAGIC 0x4e414c5050435343ull
 #define CS_FUNCTIONS_MAGIC 0x434e554650435343ull
 #define CS_PLAN_PAGE 4096u
 #define CS_PATCH_NO_REL 255u
 #define CS_PATCH_ALWAYS 0xffffffffu
-#define CS_STUB_BYTES 32u
-#define CS_STUB_POINTERS 2048u
+#define CS_STUB_BYTES 192u
+#define CS_STUB_POINTERS 3072u
 #define CS_STUB_ENTRY 0u
 #define CS_STUB_EXIT 1u
 #define CS_STUB_TAIL 2u
@@ -118,7 +128,8 @@
 #define CS_STUB_ENTRY_WORDS 11u
 #define CS_STUB_ENTRY_WORDS_RED_ZONE 12u
 #define CS_STUB_EXIT_WORD 13u
-#define CS_STUB_COUNT 14u
+#define CS_STUB_OFF_WORDS 14u
+#define CS_STUB_COUNT 15u
 #define CS_CAPTURE_VALUE 0u
 #define CS_CAPTURE_MEMORY 1u
 #define CS_CAPTURE_TEXT 2u
@@ -157,6 +168,7 @@
 #define CS_UNWIND_LOST 0x80000001u
 
 #define CS_REQUEST_MAGIC 0x51525343u
+#define CS_REQUEST_VERSION 1u
 #define CS_REPLY_SKIP 0u
 #define CS_REPLY_PLAN 1u
 #define CS_REPLY_UNPACK 2u
@@ -189,6 +201,15 @@ struct cs_events_header {
     uint64_t held_until; /* a time-stamp counter; the recorder ends it when it has dumped the trace */
 };
 _Static_assert(sizeof(struct cs_events_header) == 144, "events_header");
+
+/* What the recorder, or `callscope on`, tells the agents of a session with FEATURE_SWITCHED. */
+struct cs_control {
+    uint32_t asked; /* counts commands; threads of agents wait for it to change (futex) */
+    uint32_t off; /* 1: nothing is to be recorded */
+    uint32_t mutes; /* words at EVENTS_MUTES */
+    uint32_t reserved;
+};
+_Static_assert(sizeof(struct cs_control) == 16, "control");
 
 /* First bytes of a chunk; events follow. All events of a chunk belong to one thread. */
 struct cs_chunk_header {
@@ -455,9 +476,33 @@ struct cs_plan_header {
     uint64_t captures_bytes;
     uint64_t moved_offset; /* moved records */
     uint32_t moved_count;
+    uint32_t gate_count;
+    uint64_t gate_offset; /* gate records */
+    uint32_t reserved;
     uint32_t checksum; /* FNV-1a of the header before this field */
 };
-_Static_assert(sizeof(struct cs_plan_header) == 216, "plan_header");
+_Static_assert(sizeof(struct cs_plan_header) == 232, "plan_header");
+
+/* A call of the stub page: five bytes within eight aligned ones, so that it can become a no-operation, and a call again, while threads run. Sorted by place. */
+struct cs_gate {
+    uint32_t place; /* offset in the region */
+    uint32_t function; /* index of the function whose event it records, or NO_FUNCTION */
+};
+_Static_assert(sizeof(struct cs_gate) == 8, "gate");
+
+/* Recording went off or on in a process. Off: events of this time or later are not all there. On: from this time on they are. */
+struct cs_switch {
+    uint32_t on;
+    uint32_t reserved;
+};
+_Static_assert(sizeof(struct cs_switch) == 8, "switch");
+
+/* From this time on entries of a function are not recorded; with `restored`, neither are its ends. */
+struct cs_mute {
+    uint32_t function;
+    uint32_t restored;
+};
+_Static_assert(sizeof(struct cs_mute) == 8, "mute");
 
 /* An instruction of the image that now runs in the region. Sorted by address, each once. */
 struct cs_moved {

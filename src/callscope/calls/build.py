@@ -27,7 +27,7 @@ from callscope.errors import TraceError
 from callscope.trace.open import Trace
 from callscope.trace.processes import ends
 
-TABLE_VERSION = 4
+TABLE_VERSION = 5
 DIRECTORY = "calls"
 META = "meta.json"
 WORKERS = 2
@@ -191,6 +191,7 @@ def thread_inputs(trace: Trace) -> list[ThreadCalls]:
     scripts = script_ids(trace.history.scripts)
     recorded = kernel.CALLS_RECORDED if features & records.FEATURE_CALLS else 0
     recorded |= kernel.CALLS_ONCE if features & records.FEATURE_CALLS_ONCE else 0
+    offs = {process: kernel.off_spans(spans) for process, spans in trace.history.offs.items()}
     found = []
     for thread in trace.threads:
         mine = chunks[chunks["thread"] == thread.number]
@@ -210,6 +211,7 @@ def thread_inputs(trace: Trace) -> list[ThreadCalls]:
             learning=True,
             kept=kept,
             scripts=scripts,
+            offs=offs.get(thread.process, kernel.off_spans([])) if trace.has_clock else kernel.off_spans([]),
         )
         found.append(ThreadCalls(thread.number, mine, given))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ NODE = np.dtype(
     [("parent", "<u4"), ("function", "<u4"), ("depth", "<u4"), ("reserved", "<u4"), ("calls", "<u8"),
      ("total_ns", "<i8"), ("self_ns", "<i8"), ("min_ns", "<i8"), ("max_ns", "<i8")]
 )  # fmt: skip
+OFF_SPAN = np.dtype([("off_tsc", "<u8"), ("on_tsc", "<u8")])
 CAPTURED = np.dtype([("call", "<u8"), ("offset", "<u8"), ("bytes", "<u4"), ("kind", "<u4")])
 BUCKET = np.dtype([("function", "<u4"), ("bucket", "<u4"), ("calls", "<u8")])
 COLUMNS: dict[str, str] = {
@@ -58,7 +59,7 @@ COLUMNS: dict[str, str] = {
 
 _INPUT = """
     function_flags function_owner function_out function_limit images image_count modules module_count resumed
-    resumed_count late late_count site_names node_names target_names site_count node_count script_ids
+    resumed_count late late_count site_names node_names target_names site_count node_count offs off_count script_ids
     script_count origin_tsc tick_limit tick_scale end_tsc
 """.split()  # noqa: SIM905
 _COUNTS = """
@@ -102,7 +103,7 @@ class PassInput:
     """One pass over one thread.
 
     `resumed`: u8, learned; `late`, and `site_names`, `node_names`, `target_names`: of the first pass, i4; `calls`:
-    CALLS_* flags; `kept`: what `images` points to; `scripts`: as callscope.calls.scripts.script_ids gives them.
+    CALLS_* flags; `kept`: what `images` points to; `offs`: OFF_SPAN, when recording was off; `scripts`: as callscope.calls.scripts.script_ids gives them.
     """
 
     functions: Functions
@@ -116,6 +117,7 @@ class PassInput:
     resumed: NDArray[np.uint64]
     kept: list[Any]
     scripts: NDArray[np.uint32]
+    offs: NDArray[np.void] = field(default_factory=lambda: np.empty(0, OFF_SPAN))
     calls: int = 0
     learning: bool = False
     late: NDArray[np.void] | None = None
@@ -222,6 +224,7 @@ def _input(given: PassInput, emit: bool) -> tuple[_Input, list[Any]]:
         "node_names": given.node_names,
         "target_names": given.target_names,
         "script_ids": given.scripts,
+        "offs": given.offs,
     }
     structure = _Input()
     kept = []
@@ -239,6 +242,7 @@ def _input(given: PassInput, emit: bool) -> tuple[_Input, list[Any]]:
         "site_count": given.site_names,
         "node_count": given.node_names,
         "script_count": given.scripts,
+        "off_count": given.offs,
     }.items():
         setattr(structure, name, 0 if counted is None else len(counted))
     structure.origin_tsc = given.origin_tsc
@@ -333,6 +337,11 @@ def module_spans(modules: list[tuple[int, int, int, int, int, int]]) -> NDArray[
         ends = out["low"].astype(np.int64) + out["bytes"] - 1
         out["reach"] = np.maximum.accumulate(ends)
     return out
+
+
+def off_spans(spans: list[tuple[int, int]]) -> NDArray[np.void]:
+    """OFF_SPAN records."""
+    return np.array(spans, OFF_SPAN)
 
 
 def image_tables(images: list[tuple[NDArray[np.void], NDArray[np.void], int]]) -> tuple[NDArray[np.void], list[Any]]:

@@ -21,6 +21,8 @@ SECTIONS: Final[dict[str, tuple[Command, ...]]] = {
         Command("attach", "attach", "Record a program that runs already."),
         Command("detach", "attach", "Stop recording what attach --leave left."),
         Command("dump", "dump", "Copy what is recorded of a running program so far into a trace."),
+        Command("on", "switch", "Go on recording a program recorded with --switchable or --start-off."),
+        Command("off", "switch", "Record nothing of it until callscope on."),
     ),
     "Look at a trace": (
         Command("view", "view", "A trace in a browser: timeline, flame graph, functions, source."),

@@ -56,8 +56,9 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Leave out what FILE lists, one glob a line."),
         click.option("--max-depth", type=click.IntRange(min=0), default=0, metavar="N",
                      help="Record calls nested at most N deep."),
-        click.option("--clock", type=click.Choice(["tsc", "none"]), default="tsc", show_default=True,
-                     help="'none' records the order of calls without times, at a third of the cost."),
+        click.option("--clock", type=click.Choice(["tsc", "coarse", "none"]), default="tsc", show_default=True,
+                     help="'coarse' gives times to about 0.1 ms, at a third of the cost; 'none' only the order of "
+                          "calls."),
         click.option("--keep-last", default="0", metavar="SIZE|TIME",
                      help="Flight recorder: keep the last SIZE bytes of events, such as 64M, or those of the last "
                           "TIME, such as 30s."),
@@ -101,6 +102,12 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--no-follow", is_flag=True, help="Leave child processes and programs started by exec alone."
     )(command)
+    switches = [
+        click.option("--start-off", is_flag=True, help="Record nothing until callscope on PID."),
+        click.option("--switchable", is_flag=True, help="Let callscope on and off switch the recording."),
+    ]
+    for switch in reversed(switches):
+        command = switch(command)
     command = choice_options(command)
     return click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="[--] PROGRAM [ARGS]...")(
         command

@@ -38,7 +38,7 @@ JOIN nodes n ON n.node = c.node
 LEFT JOIN nodes pn ON pn.node = n.parent
 LEFT JOIN functions f ON f.function_id = c.function_id
 LEFT JOIN functions pf ON pf.function_id = pn.function_id
-JOIN (VALUES (0, 'return'), (1, 'tail_call'), (2, 'unwound'), (3, 'running')) e(number, ended_by)
+JOIN (VALUES (0, 'return'), (1, 'tail_call'), (2, 'unwound'), (3, 'running'), (4, 'off')) e(number, ended_by)
     ON e.number = c.ended_by
 """
 

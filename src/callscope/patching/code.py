@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from callscope.binary.image import LARGEST_SPAN
 from callscope.errors import PlanError
-from callscope.format import STUB_BYTES
+from callscope.format import NO_FUNCTION, STUB_BYTES
 
 _CALL = b"\xe8"
 JMP = b"\xe9"
@@ -26,8 +26,11 @@ _PUSH_RAX = b"\x50"
 _LEA_RAX = bytes.fromhex("488d05")  # lea rax,[rip+...]
 _STORE_ADDRESS = bytes.fromhex("4889442408")  # mov [rsp+8],rax
 _POP_RAX = b"\x58"
-_ALIGNMENT = 8
 _CACHE_LINE = 64
+_WORD = 8
+_CALL_BYTES = 5
+_PADS = (b"", NOP, bytes.fromhex("6690"), bytes.fromhex("0f1f00"), bytes.fromhex("0f1f4000"))
+"""no-operations of 0 to 4 bytes, an instruction each"""
 
 
 class CannotMoveError(Exception):
@@ -52,13 +55,14 @@ class Piece:
 class CodeBuffer:
     """Growing machine code with the places of displacements that depend on where it will lie (byte offsets).
 
-    `to_flag`: those to the byte of a call site, with its number. `to_capture`: those to a capture record, with its
+    `gates`: calls of the stub page, and whose event each records. `to_flag`: those to the byte of a call site, with its number. `to_capture`: those to a capture record, with its
     function's index.
     """
 
     code: bytearray = field(default_factory=bytearray)
     to_image: list[int] = field(default_factory=list)
     to_stub: list[int] = field(default_factory=list)
+    gates: list[tuple[int, int]] = field(default_factory=list)
     to_flag: list[tuple[int, int]] = field(default_factory=list)
     to_capture: list[tuple[int, int]] = field(default_factory=list)
     to_label: list[tuple[int, int]] = field(default_factory=list)
@@ -71,6 +75,7 @@ class CodeBuffer:
             len(self.code),
             len(self.to_image),
             len(self.to_stub),
+            len(self.gates),
             len(self.to_flag),
             len(self.to_capture),
             len(self.to_label),
@@ -78,9 +83,9 @@ class CodeBuffer:
 
     def cut(self, mark: tuple[int, ...]) -> None:
         """Forget everything since `mark`."""
-        code, to_image, to_stub, to_flag, to_capture, to_label = mark
+        code, to_image, to_stub, gates, to_flag, to_capture, to_label = mark
         del self.code[code:], self.to_image[to_image:], self.to_stub[to_stub:]
-        del self.to_flag[to_flag:], self.to_capture[to_capture:], self.to_label[to_label:]
+        del self.gates[gates:], self.to_flag[to_flag:], self.to_capture[to_capture:], self.to_label[to_label:]
 
 
 class Writer:
@@ -90,10 +95,17 @@ class Writer:
         self.out = CodeBuffer()
         self.pushed: list[tuple[int, int]] = []
 
-    def begin(self) -> int:
-        """Begin a piece; its offset."""
+    def begin(self, gate: int = 0, size: int = 0) -> int:
+        """Begin a piece; its offset. `gate`: where in it the first call of the stub page will be, as far as one knows:
+        the piece begins so that nothing has to stand before that call. `size`: its bytes, about: what is short lies in
+        one cache line, which is worth a third of what a closed gate costs.
+        """
         code = self.out.code
-        code += NOP * (-len(code) % _ALIGNMENT)
+        if len(code) % _CACHE_LINE + size > _CACHE_LINE >= 2 * size:
+            code += NOP * (-len(code) % _CACHE_LINE)
+        inside = (len(code) + gate) % _WORD
+        if inside > _WORD - _CALL_BYTES:
+            code += NOP * (_WORD - inside)
         self.pushed = []
         return len(code)
 
@@ -152,13 +164,15 @@ class Writer:
             instruction.ip_rel_memory_address, place + instruction.len
         )
 
-    def stub(self, stub: int) -> None:
-        """Call a slot of the stub page. Its first two bytes lie in one cache line, so that they can be rewritten at
-        once.
+    def stub(self, stub: int, function: int = NO_FUNCTION) -> None:
+        """Call a slot of the stub page, for an event of `function`. The instruction lies within eight aligned bytes, so
+        that it can be rewritten at once.
         """
         out = self.out
-        if len(out.code) % _CACHE_LINE == _CACHE_LINE - 1:
-            out.code += NOP
+        inside = len(out.code) % _WORD
+        if inside > _WORD - _CALL_BYTES:
+            out.code += _PADS[_WORD - inside]
+        out.gates.append((len(out.code), function))
         out.code += _CALL
         out.to_stub.append(len(out.code))
         out.code += struct.pack("<i", stub * STUB_BYTES - (len(out.code) + 4))

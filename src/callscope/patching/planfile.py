@@ -78,12 +78,14 @@ def plan_bytes(plan: Plan) -> bytes:
     all_fixups = np.concatenate(fixups).astype("<u4")
     texts = _text_ranges(plan)
     moved = _moved(plan, bases)
+    gates = _gates(plan, bases)
     header = np.zeros(1, fmt.PLAN_HEADER)
     patch_offset = _pages(fmt.PLAN_HEADER.itemsize)
     fixup_offset = patch_offset + all_patches.nbytes
     text_offset = fixup_offset + (all_fixups.nbytes + 7 & -8)
     moved_offset = text_offset + texts.nbytes
-    region_offset = _pages(moved_offset + moved.nbytes)
+    gate_offset = moved_offset + moved.nbytes
+    region_offset = _pages(gate_offset + gates.nbytes)
     for name, value in {
         "magic": fmt.PLAN_MAGIC,
         "version": fmt.PLAN_VERSION,
@@ -109,6 +111,8 @@ def plan_bytes(plan: Plan) -> bytes:
         "image_kind": fmt.PLAN_PE if plan.image.is_pe else fmt.PLAN_ELF,
         "moved_offset": moved_offset,
         "moved_count": len(moved),
+        "gate_offset": gate_offset,
+        "gate_count": len(gates),
         "sites": sites,
         "captures": captures,
         "captures_bytes": len(capture_data),
@@ -123,6 +127,7 @@ def plan_bytes(plan: Plan) -> bytes:
         (fixup_offset, all_fixups.tobytes()),
         (text_offset, texts.tobytes()),
         (moved_offset, moved.tobytes()),
+        (gate_offset, gates.tobytes()),
     ):
         out[offset : offset + len(data)] = data
     return bytes(out + region)
@@ -179,6 +184,15 @@ def _moved(plan: Plan, bases: NDArray[np.int64]) -> NDArray[np.void]:
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     out = np.zeros(len(rows), fmt.MOVED)
     out["rva"], out["place"] = rows.T
+    return out
+
+
+def _gates(plan: Plan, bases: NDArray[np.int64]) -> NDArray[np.void]:
+    """GATE records."""
+    pairs = zip(plan.parts, bases.tolist(), strict=False)
+    rows = np.concatenate([part.gates + np.array([base, 0], np.int64) for part, base in pairs])
+    out = np.zeros(len(rows), fmt.GATE)
+    out["place"], out["function"] = rows[np.argsort(rows[:, 0], kind="stable")].T
     return out
 
 

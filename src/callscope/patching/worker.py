@@ -56,6 +56,8 @@ class Part:
     patches: NDArray[np.void]
     to_image: NDArray[np.int64]
     to_stub: NDArray[np.int64]
+    gates: NDArray[np.int64]
+    """(offset, function index) of calls of the stub page, int64, shape (n, 2)"""
     to_flag: NDArray[np.int64]
     """(offset, call site) of displacements to the bytes of call sites, int64, shape (n, 2)"""
     flags: int
@@ -215,6 +217,7 @@ def _emit(text: Text, frames: EhFrames | SehFrames, layout: Layout, bounds: tupl
         patches=patches.array(),
         to_image=np.array(emitter.out.to_image, np.int64),
         to_stub=np.array(emitter.out.to_stub, np.int64),
+        gates=np.array(emitter.out.gates, np.int64).reshape(-1, 2),
         to_flag=np.array(emitter.out.to_flag, np.int64).reshape(-1, 2),
         flags=emitter.out.flags,
         to_capture=np.array(emitter.out.to_capture, np.int64).reshape(-1, 2),

@@ -16,6 +16,7 @@ from callscope.recording.archive import Archive
 from callscope.recording.attach_linux import inject, withdraw
 from callscope.recording.attach_python import runs_python
 from callscope.recording.attach_windows import launcher
+from callscope.recording.coarse_clock import CoarseClock
 from callscope.recording.directory import default_directory
 from callscope.recording.loaded import LoadedFiles
 from callscope.recording.mailbox import Mailbox
@@ -71,6 +72,8 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
         options.check_windows()
     if target.pid and options.wants_stacks:
         raise UsageError("stacks are captured in programs that are recorded from their start: use callscope record")
+    if how.leave and options.clock == "coarse":
+        raise UsageError("the coarse clock stands still without its recorder: leave --leave or --clock coarse out")
     has_python = bool(target.pid) and runs_python(target.pid)
     if options.python == "only" and not has_python:
         raise UsageError(f"{target.name} runs no Python that can be recorded: leave --python-only out")
@@ -79,7 +82,7 @@ def attach(options: RecordOptions, how: Attachment) -> RecordResult:
     session, archive = Session(directory, options), Archive(directory, options.max_size)
     try:
         plans = Plans(session, Rules.of(options), planner_of(options.scope))
-        with attached(target, session, plans) as detach_it:
+        with CoarseClock(session), attached(target, session, plans) as detach_it:
             begin = time.monotonic()
             targets = find_survivors(session.events, attached=True)
             with suppress(OSError):

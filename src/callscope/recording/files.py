@@ -48,11 +48,14 @@ def write_events(path: Path, options: RecordOptions, features: int) -> int:
     header["keep_ticks"] = ticks(options.keep_last_ns) if options.keep_last_ns else 0
     if options.max_size and not options.keeps_last:
         header["allowed"] = 1 + max(options.max_size // chunk, 1)
+    control = np.zeros((), records.CONTROL)
+    control["off"] = options.start_off
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         size = make_sparse(descriptor, size, chunk)
         header["chunk_limit"] = size // chunk
         os.pwrite(descriptor, header.tobytes(), 0)
+        os.pwrite(descriptor, control.tobytes(), records.EVENTS_CONTROL)
     finally:
         os.close(descriptor)
     return size // chunk

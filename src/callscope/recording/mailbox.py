@@ -84,7 +84,7 @@ def read_question(path: Path) -> list[Module] | None:
         return None
     request = np.frombuffer(data, records.REQUEST, 1)[0]
     count = int(request["module_count"])
-    known = request["magic"] == records.REQUEST_MAGIC and request["version"] == records.TRACE_VERSION
+    known = request["magic"] == records.REQUEST_MAGIC and request["version"] == records.REQUEST_VERSION
     if not known or count > MOST_MODULES or len(data) != head + count * each:
         return None
     modules = np.frombuffer(data, records.REQUEST_MODULE, count, head)

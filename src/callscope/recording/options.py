@@ -33,7 +33,8 @@ class RecordOptions:
     modules, functions, excludes: globs as `callscope.recording.rules` reads them; no modules: the program itself.
     exclude_files: files of further excludes, one a line.
     max_depth: calls nested deeper are not recorded; 0 for no limit.
-    clock: 'tsc', or 'none' for the order of calls without times.
+    start_off: record nothing until `callscope on`. switchable: have a thread of the agent in the program for that.
+    clock: 'tsc'; 'coarse' for times of a clock that the recorder moves on; 'none' for the order of calls alone.
     keep_last: bytes of events to keep, the oldest making room; 0 keeps all. keep_last_ns: or of how many nanoseconds
     until now, as long as there is room.
     max_size: bytes that the events may take on disk; recording stops there. 0: no limit. Of a flight recorder by time:
@@ -57,6 +58,8 @@ class RecordOptions:
     excludes: tuple[str, ...] = ()
     exclude_files: tuple[Path, ...] = ()
     max_depth: int = 0
+    start_off: bool = False
+    switchable: bool = False
     clock: str = "tsc"
     keep_last: int = 0
     keep_last_ns: int = 0
@@ -82,8 +85,10 @@ class RecordOptions:
             raise UsageError("a program's arguments cannot hold a NUL character: leave it out")
         if not 0 <= self.max_depth <= DEPTH_LIMIT:
             raise UsageError(f"a depth limit of {self.max_depth} is impossible: give 1 to {DEPTH_LIMIT}, or 0 for none")
-        if self.clock not in ("tsc", "none"):
-            raise UsageError(f"there is no clock {self.clock!r}: use tsc or none")
+        if self.clock not in ("tsc", "coarse", "none"):
+            raise UsageError(f"there is no clock {self.clock!r}: use tsc, coarse or none")
+        if self.is_switched and self.clock == "none":
+            raise UsageError("what is switched on and off needs times: use --clock coarse or tsc")
         if self.python not in ("on", "only", "off"):
             raise UsageError(f"Python cannot be recorded {self.python!r}: use on, only or off")
         if self.python == "only" and self.interpreter_frames:
@@ -133,6 +138,11 @@ class RecordOptions:
     def packs(self) -> bool:
         """Whether finished events are compressed meanwhile; those of a flight recorder are soon gone anyway."""
         return self.compress and not self.keeps_last
+
+    @property
+    def is_switched(self) -> bool:
+        """Whether the agent is to obey while the program runs."""
+        return self.start_off or self.switchable
 
     @property
     def wants_stacks(self) -> bool:

@@ -13,6 +13,7 @@ from callscope.errors import ImageError, PlanError, RecordError
 from callscope.patching.cache import load_or_plan
 from callscope.patching.scope import Scope
 from callscope.recording.archive import Archive
+from callscope.recording.coarse_clock import CoarseClock
 from callscope.recording.count import EventCounts, count_events
 from callscope.recording.directory import JOURNAL_NAME, default_directory
 from callscope.recording.journal import JournalSummary, summarise_journal
@@ -159,7 +160,7 @@ def run_traced(
 
 def run(path: str, command: tuple[str, ...], environment: Mapping[str, str], session: Session) -> tuple[float, int]:
     """Start a program and wait for its end; the seconds it took, and its exit status."""
-    with signals_held():
+    with signals_held(), CoarseClock(session):
         begin = time.monotonic()
         pid = start_program(path, command, environment)
         forward_signals(pid)

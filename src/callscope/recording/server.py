@@ -127,7 +127,7 @@ def read_request(connection: socket.socket, questions: SimpleQueue[Module | None
         return None
     request = np.frombuffer(data, records.REQUEST)[0]
     count = int(request["module_count"])
-    known = request["magic"] == records.REQUEST_MAGIC and request["version"] == records.TRACE_VERSION
+    known = request["magic"] == records.REQUEST_MAGIC and request["version"] == records.REQUEST_VERSION
     if not known or count > MOST_MODULES:
         return None
     for _ in range(count):

@@ -53,6 +53,8 @@ class Session:
         self._guard = -1
         features = records.FEATURE_NO_CLOCK if options.clock == "none" else 0
         features |= records.FEATURE_KEEP_LAST if options.keeps_last else 0
+        features |= records.FEATURE_COARSE_CLOCK if options.clock == "coarse" else 0
+        features |= records.FEATURE_SWITCHED if options.is_switched else 0
         features |= records.FEATURE_CALLS if options.calls else 0
         features |= records.FEATURE_STACKS if options.wants_stacks else 0
         features |= records.FEATURE_SCRIPTS if options.python != "off" else 0

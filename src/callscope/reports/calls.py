@@ -59,7 +59,7 @@ _CELLS: Final = {
     "duration": "human(c.duration_ns)",
     "self": "human(c.self_ns)",
     "depth": "c.depth::VARCHAR",
-    "ended_by": "CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END",
+    "ended_by": "['return', 'tail_call', 'unwound', 'running', 'off'][c.ended_by + 1]",
     "call_site": "coalesce(s.label, '-')",
     "function": "coalesce(f.label, '?') || {captured}"
     " || CASE WHEN c.gap THEN ' [via ' || coalesce(s.via, '?') || ']' ELSE '' END",

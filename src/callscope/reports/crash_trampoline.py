@@ -39,7 +39,8 @@ def read_region(path: Path) -> Region | None:
             return None
         data = path.read_bytes()
         header = np.frombuffer(data, records.PLAN_HEADER, 1)[0]
-        if int(header["magic"]) != records.PLAN_MAGIC or int(header["version"]) != records.PLAN_VERSION:
+        known = range(records.PLAN_VERSION_OLDEST, records.PLAN_VERSION + 1)
+        if int(header["magic"]) != records.PLAN_MAGIC or int(header["version"]) not in known:
             return None
         patches = np.frombuffer(data, records.PATCH, int(header["patch_count"]), int(header["patch_offset"]))
         moved = np.frombuffer(data, records.MOVED, int(header["moved_count"]), int(header["moved_offset"]))

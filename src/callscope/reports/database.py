@@ -35,7 +35,7 @@ FIRST_RANGE: Final = 1 << 14
 LONGEST_RANGE: Final = 1 << 20
 """Calls asked for at a time by `stream_calls`; longer where few are chosen."""
 
-ENDINGS: Final = ("return", "tail_call", "unwound", "running")
+ENDINGS: Final = ("return", "tail_call", "unwound", "running", "off")
 """Names of the values of `ended_by`."""
 
 _SMALL_TABLES = ("functions", "sites", "threads", "processes", "modules")
@@ -63,8 +63,7 @@ SELECT c.call_id,
        {duration_ns} AS duration_ns,
        {self_ns} AS self_ns,
        c.depth,
-       CASE c.ended_by WHEN 0 THEN 'return' WHEN 1 THEN 'tail_call' WHEN 2 THEN 'unwound' ELSE 'running' END
-           AS ended_by,
+       ['return', 'tail_call', 'unwound', 'running', 'off'][c.ended_by + 1] AS ended_by,
        CASE WHEN c.gap THEN s.name END AS via{captured}
 FROM {source} c
 LEFT JOIN functions f ON f.function_id = c.function_id

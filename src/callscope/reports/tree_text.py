@@ -21,7 +21,7 @@ LONGEST_HEADING: Final = 200
 LONGEST_CLOSING: Final = 60
 """Columns of the name after a closing brace, which stands in full after the opening one."""
 
-REMARKS: Final = ("", "ends in a tail call", "unwound", "still running")
+REMARKS: Final = ("", "ends in a tail call", "unwound", "still running", "open when recording went off")
 """By `ended_by`."""
 
 _DURATION_COLUMNS = 8
@@ -175,7 +175,7 @@ class TreeWriter:
         self.shown += 1
         comment = ""
         if remark or row.ended_by:
-            comment = f" /* {', '.join(filter(None, (remark, REMARKS[min(row.ended_by, 3)])))} */"
+            comment = f" /* {', '.join(filter(None, (remark, REMARKS[min(row.ended_by, 4)])))} */"
         indent = self._indent()
         name = self._name(row.function_id).text
         if row.arguments is not None:

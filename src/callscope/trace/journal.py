@@ -24,6 +24,7 @@ _PROCESS_START = struct.Struct("<IIIIIIQQ")
 _MODULE_LOAD = struct.Struct("<QQIIIIII32sQQII")
 _MODULE_UNLOAD = struct.Struct("<QQ")
 _TEXT = struct.Struct("<II")
+_PAIR = struct.Struct("<II")
 _THREAD_CREATED = struct.Struct("<IIQQQ")
 _PIECE = struct.Struct("<QQ")
 _SCRIPT_FUNCTION = struct.Struct("<IIIIIIQ")
@@ -109,6 +110,21 @@ class ScriptFunction(Record):
     name: str
     file: str
     module: str
+
+
+@dataclass(frozen=True, slots=True)
+class Switch(Record):
+    """Recording went on, or off, in a process."""
+
+    is_on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Mute(Record):
+    """Entries of a function are not recorded any more, nor are its ends where it is `restored`."""
+
+    function: int
+    restored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +273,11 @@ def _parse(record: Record, payload: bytes) -> Record | None:
                 at += length
             name, file, module = texts
             return ScriptFunction(*head, function, kind, line, address, name, file, module)
+        if record.kind == records.JOURNAL_SWITCH:
+            return Switch(*head, bool(_PAIR.unpack_from(payload)[0]))
+        if record.kind == records.JOURNAL_MUTE:
+            function, restored = _PAIR.unpack_from(payload)
+            return Mute(*head, function, bool(restored))
         if record.kind == records.JOURNAL_CRASH:
             return _parse_crash(record, payload)
         if record.kind in (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_MARKER,
@@ -313,9 +334,11 @@ __all__ = [
     "Crash",
     "ModuleLoad",
     "ModuleUnload",
+    "Mute",
     "ProcessStart",
     "Record",
     "ScriptFunction",
+    "Switch",
     "Text",
     "ThreadCreated",
     "TraceError",

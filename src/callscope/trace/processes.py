@@ -13,15 +13,19 @@ from callscope.trace.journal import (
     Crash,
     ModuleLoad,
     ModuleUnload,
+    Mute,
     ProcessStart,
     Record,
     ScriptFunction,
+    Switch,
     Text,
     ThreadCreated,
 )
 
 CAUSES = {records.CAUSE_LAUNCH: "launch", records.CAUSE_EXEC: "exec", records.CAUSE_FORK: "fork"}
 _OF_THREADS = (records.JOURNAL_THREAD_START, records.JOURNAL_THREAD_END, records.JOURNAL_THREAD_CREATED)
+FOREVER = (1 << 64) - 1
+"""the end of what has not ended"""
 MOST_MODULES = 1 << 16
 """modules of one process that are followed"""
 
@@ -109,13 +113,28 @@ class Note:
 @dataclass(frozen=True)
 class History:
     """What happened beside calls. processes, threads: by number. crashes: in order of time. scripts: functions of
-    interpreters, in order of time."""
+    interpreters, in order of time. offs: by process, when recording was off, (from, until) in ticks. mutes: functions
+    that were muted while the program ran, in order of time.
+    """
 
     processes: dict[int, Process]
     threads: dict[int, Thread]
     notes: list[Note]
     crashes: list[Crash] = field(default_factory=list)
     scripts: list[ScriptFunction] = field(default_factory=list)
+    offs: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    mutes: list[Mute] = field(default_factory=list)
+
+    def switched(self, record: Switch) -> None:
+        """Note that recording went off or on; what was first turned on was off until then."""
+        spans = self.offs.setdefault(record.process, [])
+        if not record.is_on:
+            if not spans or spans[-1][1] != FOREVER:
+                spans.append((record.tsc, FOREVER))
+        elif not spans:
+            spans.append((0, record.tsc))
+        elif spans[-1][1] == FOREVER:
+            spans[-1] = (spans[-1][0], max(record.tsc, spans[-1][0]))
 
 
 def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: list[str]) -> History:
@@ -140,6 +159,10 @@ def read_history(journal: Sequence[Record], chunks: NDArray[np.void], warnings: 
             process.end_tsc = record.tsc
         elif isinstance(record, ScriptFunction):
             history.scripts.append(record)
+        elif isinstance(record, Switch):
+            history.switched(record)
+        elif isinstance(record, Mute):
+            history.mutes.append(record)
         elif isinstance(record, Crash):
             history.crashes.append(record)
         elif record.kind in _OF_THREADS and record.thread and process:

@@ -6,7 +6,7 @@ import { showSource, sourceLink } from "./source.js";
 
 const detailsElement = document.getElementById("details");
 const ENDINGS = { return: "returned", tail_call: "ended in a tail call", unwound: "was left by an exception or longjmp",
-  running: "had not ended" };
+  running: "had not ended", off: "was open when recording went off" };
 
 /** Show the call that the state names, or nothing. */
 export async function showDetails(context) {
