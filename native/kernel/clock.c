@@ -62,8 +62,8 @@ CS_EXPORT int cs_tick(struct cs_ticking *ticking) {
     prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0); /* of this thread: 50 us otherwise */
     while (!__atomic_load_n(&ticking->stop, __ATOMIC_ACQUIRE)) {
         uint64_t now = __rdtsc(), seen = __atomic_load_n(ticking->clock, __ATOMIC_RELAXED);
-        while (seen < now && !__atomic_compare_exchange_n(ticking->clock, &seen, now, 1, __ATOMIC_RELEASE,
-                                                          __ATOMIC_RELAXED)) {
+        while (seen < now &&
+               !__atomic_compare_exchange_n(ticking->clock, &seen, now, 1, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
         }
         if (now - before > ticking->longest)
             ticking->longest = now - before;

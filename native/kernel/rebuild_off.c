@@ -1,4 +1,5 @@
-/* Stretches without recording: what was open before may have ended unseen, so no call after one is taken for its child. */
+/* Stretches without recording: what was open before may have ended unseen, so no call after one is taken for its child.
+ */
 #include <stddef.h>
 
 #include "rebuild.h"

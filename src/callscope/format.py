@@ -38,6 +38,13 @@ FEATURE_COARSE_CLOCK = 64
 FEATURE_SWITCHED = 128
 FEATURE_SCRIPTS = 32
 
+FILTER_TRIGGER = 1
+FILTER_UNDER = 2
+FILTER_CALLER = 4
+ROLE_TRIGGER = 1
+ROLE_UNDER = 2
+ROLE_CALLER = 4
+
 EVENT_NONE = 0
 EVENT_ENTRY = 1
 EVENT_EXIT = 2
@@ -169,7 +176,7 @@ UNWIND_SAME = 0x80000000
 UNWIND_LOST = 0x80000001
 
 REQUEST_MAGIC = 0x51525343
-REQUEST_VERSION = 1
+REQUEST_VERSION = 2
 REPLY_SKIP = 0
 REPLY_PLAN = 1
 REPLY_UNPACK = 2
@@ -210,6 +217,8 @@ CONTROL = np.dtype(
         ("asked", "<u4"),
         ("off", "<u4"),
         ("mutes", "<u4"),
+        ("filters", "<u4"),
+        ("sample", "<u4"),
         ("reserved", "<u4"),
     ]
 )
@@ -692,5 +701,6 @@ REPLY = np.dtype(
         ("plan", "S1000"),
         ("chosen", "S1000"),
         ("unwind", "S1000"),
+        ("roles", "S1000"),
     ]
 )

@@ -27,8 +27,8 @@ from tests.builders.random_program import (
     Program,
     random_program,
 )
-from tests.builders.tracing import TracedThread, read_calls, run_traced, traced_threads
-from tests.builders.truth import SIGNAL_STREAM, Ints, Section, is_undecidable, logged_addresses, nearest
+from tests.builders.tracing import read_calls, run_traced, traced_threads
+from tests.builders.truth import SIGNAL_STREAM, Ints, Section, TracedThread, is_undecidable, logged_addresses, nearest
 
 TIMED = np.dtype([("function", "<i4"), ("parent", "<i4"), ("end", "<i4"), ("unused", "<i4"), ("time", "<u8")])
 LONGEST_WAIT = 0.0004
@@ -99,9 +99,9 @@ def judge(opened: Trace, binary: Path, program: Program, log: Path, verdict: Swi
         thread = threads.get(key)
         if thread is None or section.stream == SIGNAL_STREAM:
             continue  # it recorded nothing; or calls of handlers that interrupt each other, in no order of time
-        begun = np.array([_tsc(opened, int(ns)) for ns in starts[numbers[key]]["start_ns"]], np.uint64)
+        begun = np.array([_tsc(opened, int(ns)) for ns in starts[numbers[key]]["start_ns"]], np.int64)
         offs = [span[0] for span in opened.history.offs.get(process[key], [])]
-        _judge_section(section, times, thread, begun, np.array(offs, np.uint64), program, addresses, verdict)
+        _judge_section(section, times, thread, begun, np.array(offs, np.int64), program, addresses, verdict)
 
 
 def _tsc(opened: Trace, ns: int) -> int:
@@ -110,14 +110,14 @@ def _tsc(opened: Trace, ns: int) -> int:
 
 
 def read_timed(path: Path) -> list[tuple[Section, Ints]]:
-    """The sections of a log, with the time of each call in ticks, uint64."""
+    """The sections of a log, with the time of each call in ticks."""
     data = path.read_bytes()
     sections, at = [], 0
     while at < len(data):
         pid, tid, stream, count = struct.unpack_from("<4i", data, at)
         rows = np.frombuffer(data, TIMED, count, at + 16)
         columns = (rows[name].astype(np.int64) for name in ("function", "parent", "end"))
-        sections.append((Section(pid, tid, stream, *columns), rows["time"]))
+        sections.append((Section(pid, tid, stream, *columns), rows["time"].astype(np.int64)))
         at += 16 + TIMED.itemsize * count
     return sections
 

@@ -82,6 +82,9 @@ struct cs_session {
     uint64_t features;
     uint64_t namespace_id; /* of process ids; 0: unknown */
     uint32_t max_depth;
+    uint32_t filters;       /* FILTER_* */
+    uint32_t sample;        /* of so many subtrees one is recorded; 0: all */
+    bool asks;              /* the routines ask depth.c before they record */
     uint32_t last_process;  /* number of the process whose memory this is or was copied from */
     uint32_t highest_block; /* blocks given out here or in an ancestor */
     uint32_t notes_given;
@@ -248,10 +251,27 @@ static inline const struct cs_control *cs_control(void) {
 
 /* ---- depth.c */
 /* The depth filter, from routines.inc: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */
-bool cs_depth_enter(uint64_t sp);
+bool cs_depth_enter(uint64_t sp, uint32_t function);
 bool cs_depth_leave(uint64_t sp);
 /* Whether a call that began at `sp` would be recorded. */
 bool cs_depth_inside(uint64_t sp);
 void cs_depth_free(void *lanes);
+
+/* ---- filter.c */
+/* What a stack's calls are asked by FILTER_* and the sample; a part of a lane. */
+struct cs_filter {
+    uint64_t root; /* where the outermost call lies of what is recorded, or 0 */
+    bool hides;    /* that call itself is not */
+    struct cs_waiting *waiting;
+    uint32_t count;
+};
+/* Take the roles (ROLE_*) of a module's functions, a byte each. */
+void cs_filter_roles(const uint8_t *roles, uint32_t count, uint32_t id_base);
+/* Whether the call of `function` that begins (ends) at `sp` is recorded. `passed`: calls of the thread seen so far that
+ * could have been samples. */
+bool cs_filter_enter(struct cs_filter *filter, uint64_t sp, uint32_t function, uint32_t *passed);
+bool cs_filter_leave(struct cs_filter *filter, uint64_t sp);
+bool cs_filter_inside(const struct cs_filter *filter, uint64_t sp);
+void cs_filter_free(struct cs_filter *filter);
 
 #endif

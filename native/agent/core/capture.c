@@ -182,7 +182,7 @@ static void snapshot(const struct cs_kept *frame, const struct cs_vectors *vecto
 void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place) {
     const struct cs_capture *capture = (const struct cs_capture *)frame->capture;
     uint64_t sp = (uint64_t)place;
-    if (cs_session.max_depth && !cs_depth_enter(sp))
+    if (cs_session.asks && !cs_depth_enter(sp, capture->function))
         return;
     struct collected out;
     out.bytes = 0;
@@ -208,7 +208,7 @@ void cs_capture_entry(const struct cs_kept *frame, const struct cs_vectors *vect
 void cs_capture_exit(const struct cs_kept *frame, const struct cs_vectors *vectors, const uint64_t *place) {
     const struct cs_capture *capture = (const struct cs_capture *)frame->capture;
     uint64_t sp = (uint64_t)place;
-    if (cs_session.max_depth && !cs_depth_leave(sp))
+    if (cs_session.asks && !cs_depth_leave(sp))
         return;
     struct collected out;
     out.bytes = 0;

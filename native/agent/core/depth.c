@@ -1,4 +1,4 @@
-/* The depth filter: which calls lie less deep than the session's limit.
+/* The depth filter: which calls lie less deep than the session's limit, among those that filter.c lets pass.
  *
  * A thread's open calls are kept as the stack pointers at their entries, one array for each stack it runs on (lane):
  * its own, a signal stack, coroutines. A frame lives until something runs above it, so calls left by an exception or a
@@ -17,12 +17,14 @@ struct lane {
     uint32_t depth;
     uint32_t age;
     uint64_t *open;
+    struct cs_filter filter;
 };
 
 struct lanes {
     struct lane *current;
     uint32_t clock;
     uint32_t limit;
+    uint32_t passed;
     struct lane lane[LANES];
 };
 
@@ -30,7 +32,8 @@ static struct lanes *new_lanes(void) {
     struct lanes *lanes = cs_system_memory(sizeof *lanes);
     if (!lanes)
         return NULL;
-    lanes->limit = cs_session.max_depth < LARGEST_DEPTH ? cs_session.max_depth : LARGEST_DEPTH;
+    bool limited = cs_session.max_depth && cs_session.max_depth < LARGEST_DEPTH;
+    lanes->limit = limited ? cs_session.max_depth : LARGEST_DEPTH;
     lanes->current = lanes->lane;
     cs_self()->lanes = lanes;
     if (cs_self()->block->used)
@@ -62,6 +65,7 @@ static struct lane *find_lane(struct lanes *lanes, uint64_t sp) {
         if (!best->open)
             return NULL;
         best->depth = 0;
+        best->filter.root = best->filter.count = 0;
         best->low = best->high = sp;
     }
     best->age = ++lanes->clock;
@@ -86,10 +90,12 @@ static struct lane *lane_of(uint64_t sp) {
     return lane;
 }
 
-bool cs_depth_enter(uint64_t sp) {
+bool cs_depth_enter(uint64_t sp, uint32_t function) {
     struct lane *lane = lane_of(sp);
-    if (!lane)
+    if (!lane || !cs_filter_enter(&lane->filter, sp, function, &((struct lanes *)cs_self()->lanes)->passed))
         return false;
+    if (!cs_session.max_depth)
+        return true;
     uint32_t depth = lane->depth;
     while (depth && lane->open[depth - 1] <= sp)
         depth--;
@@ -107,8 +113,10 @@ bool cs_depth_enter(uint64_t sp) {
 
 bool cs_depth_leave(uint64_t sp) {
     struct lane *lane = lane_of(sp);
-    if (!lane)
+    if (!lane || !cs_filter_leave(&lane->filter, sp))
         return false;
+    if (!cs_session.max_depth)
+        return true;
     uint32_t depth = lane->depth;
     while (depth && lane->open[depth - 1] < sp)
         depth--;
@@ -119,8 +127,10 @@ bool cs_depth_leave(uint64_t sp) {
 
 bool cs_depth_inside(uint64_t sp) {
     const struct lane *lane = lane_of(sp);
-    if (!lane)
+    if (!lane || !cs_filter_inside(&lane->filter, sp))
         return false;
+    if (!cs_session.max_depth)
+        return true;
     uint32_t depth = lane->depth;
     while (depth && lane->open[depth - 1] <= sp)
         depth--;
@@ -131,8 +141,10 @@ void cs_depth_free(void *memory) {
     struct lanes *lanes = memory;
     if (!lanes)
         return;
-    for (struct lane *lane = lanes->lane; lane < lanes->lane + LANES; lane++)
+    for (struct lane *lane = lanes->lane; lane < lanes->lane + LANES; lane++) {
         if (lane->open)
             cs_system_release(lane->open, lanes->limit * sizeof *lane->open);
+        cs_filter_free(&lane->filter);
+    }
     cs_system_release(lanes, sizeof *lanes);
 }

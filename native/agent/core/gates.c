@@ -1,8 +1,8 @@
 /* Gates: the calls of the stub page in trampolines, closed and opened while threads run.
  *
- * A gate is one instruction of five bytes within eight aligned ones, which are stored at once: a thread sees the call or
- * the no-operation, never a mixture (AMD64 manual volume 2, 7.6.1, "Cross-Modifying Code"; processors of Intel's keep
- * the same). What it has fetched before it may still execute: cs_system_sync_cores ends that. */
+ * A gate is one instruction of five bytes within eight aligned ones, which are stored at once: a thread sees the call
+ * or the no-operation, never a mixture (AMD64 manual volume 2, 7.6.1, "Cross-Modifying Code"; processors of Intel's
+ * keep the same). What it has fetched before it may still execute: cs_system_sync_cores ends that. */
 #include "memory.h"
 #include "plan.h"
 

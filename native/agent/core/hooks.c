@@ -4,7 +4,7 @@
 uint32_t cs_hooks;
 
 void cs_hooks_start(void) {
-    bool asks = cs_session.features & (CS_FEATURE_NO_CLOCK | CS_FEATURE_COARSE_CLOCK) || cs_session.max_depth;
+    bool asks = cs_session.features & (CS_FEATURE_NO_CLOCK | CS_FEATURE_COARSE_CLOCK) || cs_session.asks;
     cs_hooks = asks ? CS_HOOKS_ASK : CS_HOOKS_DIRECT;
 }
 
@@ -13,7 +13,7 @@ void cs_hooks_stop(void) {
 }
 
 void cs_hook(uint64_t function, uint64_t sp, uint64_t return_address, uint32_t type) {
-    if (cs_session.max_depth && !cs_depth_inside(sp))
+    if (cs_session.asks && !cs_depth_inside(sp))
         return;
     uint32_t time, *slot = cs_reserve(sp, 8 + sizeof(struct cs_inline_event), &time);
     __atomic_store_n(&slot[1], (8 + sizeof(struct cs_inline_event)) / 8 << 3 | CS_EVENT_EXTENDED, __ATOMIC_RELEASE);

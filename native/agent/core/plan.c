@@ -145,7 +145,7 @@ bool cs_plan_number_captures(const struct cs_plan *plan, uint8_t *region, uint32
 extern const uint64_t cs_routines[][12][CS_STUB_COUNT] __attribute__((visibility("hidden")));
 
 const uint64_t *cs_plan_routines(uint32_t set) {
-    uint32_t deep = cs_session.max_depth ? 1 : 0, ring = cs_session.features & CS_FEATURE_KEEP_LAST ? 2 : 0;
+    uint32_t deep = cs_session.asks ? 1 : 0, ring = cs_session.features & CS_FEATURE_KEEP_LAST ? 2 : 0;
     if (cs_session.features & CS_FEATURE_COARSE_CLOCK)
         return cs_routines[set][8 + deep + ring];
     return cs_routines[set][2 * (deep + ring) + (cs_session.features & CS_FEATURE_NO_CLOCK ? 1 : 0)];

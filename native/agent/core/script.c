@@ -33,10 +33,14 @@ uint32_t callscope_script_function(const struct callscope_script *script) {
     return is_written ? record.function : 0;
 }
 
+static bool is_left_out(uint64_t sp) {
+    return cs_switched_off() || ((cs_session.filters || cs_session.sample) && !cs_depth_inside(sp));
+}
+
 static inline void put(uint32_t type) {
-    if (cs_switched_off())
-        return;
     uint64_t sp = (uint64_t)__builtin_frame_address(0);
+    if (is_left_out(sp))
+        return;
     uint32_t time, *slot = cs_reserve(sp, EVENT_BYTES, &time);
     __atomic_store_n(&slot[1], CALLSCOPE_SCRIPT_WORD, __ATOMIC_RELEASE);
     slot[2] = time;
@@ -52,7 +56,8 @@ _Static_assert(offsetof(struct cs_block, cursor) == offsetof(struct callscope_ro
 _Static_assert(CALLSCOPE_SCRIPT_WORD == (EVENT_BYTES / 8 << 3 | CS_EVENT_EXTENDED), "what events of scripts say");
 
 int64_t callscope_script_room(void) {
-    return cs_session.features & (CS_FEATURE_NO_CLOCK | CS_FEATURE_COARSE_CLOCK | CS_FEATURE_SWITCHED) ? 0 : cs_system_thread_place();
+    uint64_t slow = CS_FEATURE_NO_CLOCK | CS_FEATURE_COARSE_CLOCK | CS_FEATURE_SWITCHED;
+    return cs_session.features & slow || cs_session.asks ? 0 : cs_system_thread_place();
 }
 
 void callscope_script_enter(uint32_t function) {
@@ -64,9 +69,9 @@ void callscope_script_leave(uint32_t function, bool by_exception) {
 }
 
 void callscope_script_switch(uint32_t origin, uint32_t target) {
-    if (cs_switched_off())
-        return;
     uint64_t sp = (uint64_t)__builtin_frame_address(0);
+    if (is_left_out(sp))
+        return;
     uint32_t bytes = 8 + sizeof(struct cs_script_switch), time, *slot = cs_reserve(sp, bytes, &time);
     __atomic_store_n(&slot[1], bytes / 8 << 3 | CS_EVENT_EXTENDED, __ATOMIC_RELEASE);
     slot[2] = time;

@@ -71,6 +71,10 @@ bool cs_session_open(uint8_t *events, uint64_t events_mapped, uint8_t *journal, 
         session->chunks_mapped = header->chunk_limit;
     session->features = header->features;
     session->max_depth = header->max_depth;
+    const struct cs_control *control = (const struct cs_control *)(events + CS_EVENTS_CONTROL);
+    session->filters = control->filters;
+    session->sample = control->sample;
+    session->asks = header->max_depth || control->filters || control->sample;
     bool coarse = header->features & CS_FEATURE_COARSE_CLOCK;
     cs_coarse_clock = coarse ? (uint64_t *)(events + CS_EVENTS_CLOCK) : NULL;
     session->journal = records;

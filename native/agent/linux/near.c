@@ -37,7 +37,7 @@ static void copy(uint8_t *to, const struct near *near, uint32_t id_base, const u
 }
 
 void cs_near_write(uint8_t *region, uint32_t id_base) {
-    if (!cs_coarse_clock || cs_session.max_depth)
+    if (!cs_coarse_clock || cs_session.asks)
         return;
     for (const struct near *near = cs_near_routines; near < cs_near_routines_end; near++)
         copy(region + near->stub * CS_STUB_BYTES, near, id_base,

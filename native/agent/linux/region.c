@@ -255,6 +255,17 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
     return NULL;
 }
 
+static bool take_roles(const struct cs_reply *reply, uint32_t count) {
+    uint64_t bytes;
+    uint8_t *roles = cs_system_view(reply->roles, &bytes);
+    bool whole = roles && bytes >= count;
+    if (whole)
+        cs_filter_roles(roles, count, reply->id_base);
+    if (roles)
+        cs_system_unview(roles, bytes);
+    return whole;
+}
+
 const char *cs_region_apply(struct cs_module *module, const struct cs_image *image, const struct cs_reply *reply) {
     struct mapping file = {0}, chosen = {0};
     struct cs_plan plan = {0};
@@ -269,6 +280,8 @@ const char *cs_region_apply(struct cs_module *module, const struct cs_image *ima
             reason = "its list of functions cannot be read";
         plan.chosen = chosen.data;
     }
+    if (!reason && reply->roles[0] && !take_roles(reply, plan.header->function_count))
+        reason = "the list of its functions' roles cannot be read";
     if (!reason)
         reason = apply(module, image, &plan, reply, &file, &chosen);
     if (reason) {

@@ -120,9 +120,11 @@ bool cs_ask_answer(struct cs_asker *asker, struct cs_reply *reply) {
     if (asker->socket < 0 || !transfer(asker->socket, reply, sizeof *reply, &files, ANSWER_SECONDS))
         return false;
     reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] =
-        reply->unwind[sizeof reply->unwind - 1] = 0;
-    for (int i = 0; i < files.count; i++)
-        cs_give(i ? reply->chosen : reply->plan, files.descriptors[i]);
+        reply->unwind[sizeof reply->unwind - 1] = reply->roles[sizeof reply->roles - 1] = 0;
+    const char *paths[] = {reply->plan, reply->chosen, reply->roles};
+    for (int i = 0, file = 0; i < 3 && file < files.count; i++)
+        if (paths[i][0])
+            cs_give(paths[i], files.descriptors[file++]);
     return true;
 }
 

@@ -190,6 +190,15 @@ const char *cs_region_apply(struct cs_module *module, const struct cs_image *ima
             reason = "its list of functions cannot be read";
         plan.chosen = chosen;
     }
+    if (!reason && reply->roles[0]) {
+        uint64_t role_bytes = 0;
+        uint8_t *roles = cs_file_view(reply->roles, &role_bytes);
+        if (roles && role_bytes >= plan.header->function_count)
+            cs_filter_roles(roles, plan.header->function_count, reply->id_base);
+        else
+            reason = "the list of its functions' roles cannot be read";
+        cs_file_unview(roles);
+    }
     if (!reason)
         reason = apply(module, image, &plan, reply->id_base);
     if (reason)

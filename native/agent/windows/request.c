@@ -81,7 +81,7 @@ bool cs_ask_answer(struct cs_reply *reply) {
         status.Information != sizeof *reply)
         return false;
     reply->plan[sizeof reply->plan - 1] = reply->chosen[sizeof reply->chosen - 1] =
-        reply->unwind[sizeof reply->unwind - 1] = 0;
+        reply->unwind[sizeof reply->unwind - 1] = reply->roles[sizeof reply->roles - 1] = 0;
     return true;
 }
 

@@ -140,8 +140,7 @@ void cs_system_sync_cores(void) {
     NtFlushProcessWriteBuffers(); /* an interrupt on every processor that runs a thread of the process */
 }
 
-void cs_control_begin(void) {
-}
+void cs_control_begin(void) {}
 
 void *cs_system_memory(size_t bytes) {
     void *base = NULL;

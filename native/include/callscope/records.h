@@ -37,6 +37,13 @@
 #define CS_FEATURE_SWITCHED 128u
 #define CS_FEATURE_SCRIPTS 32u
 
+#define CS_FILTER_TRIGGER 1u
+#define CS_FILTER_UNDER 2u
+#define CS_FILTER_CALLER 4u
+#define CS_ROLE_TRIGGER 1u
+#define CS_ROLE_UNDER 2u
+#define CS_ROLE_CALLER 4u
+
 #define CS_EVENT_NONE 0u
 #define CS_EVENT_ENTRY 1u
 #define CS_EVENT_EXIT 2u
@@ -168,7 +175,7 @@
 #define CS_UNWIND_LOST 0x80000001u
 
 #define CS_REQUEST_MAGIC 0x51525343u
-#define CS_REQUEST_VERSION 1u
+#define CS_REQUEST_VERSION 2u
 #define CS_REPLY_SKIP 0u
 #define CS_REPLY_PLAN 1u
 #define CS_REPLY_UNPACK 2u
@@ -207,9 +214,11 @@ struct cs_control {
     uint32_t asked; /* counts commands; threads of agents wait for it to change (futex) */
     uint32_t off; /* 1: nothing is to be recorded */
     uint32_t mutes; /* words at EVENTS_MUTES */
+    uint32_t filters; /* FILTER_*, for good */
+    uint32_t sample; /* of so many subtrees one is recorded; 0: all */
     uint32_t reserved;
 };
-_Static_assert(sizeof(struct cs_control) == 16, "control");
+_Static_assert(sizeof(struct cs_control) == 24, "control");
 
 /* First bytes of a chunk; events follow. All events of a chunk belong to one thread. */
 struct cs_chunk_header {
@@ -650,7 +659,8 @@ struct cs_reply {
     char plan[1000]; /* path of the plan file */
     char chosen[1000]; /* path of a bit map of functions to patch, one bit each, or empty for all */
     char unwind[1000]; /* path of its unwind table, when it was asked for; or empty */
+    char roles[1000]; /* path of a file of a byte for each function, ROLE_*, or empty */
 };
-_Static_assert(sizeof(struct cs_reply) == 3016, "reply");
+_Static_assert(sizeof(struct cs_reply) == 4016, "reply");
 
 #endif

@@ -103,7 +103,8 @@ class PassInput:
     """One pass over one thread.
 
     `resumed`: u8, learned; `late`, and `site_names`, `node_names`, `target_names`: of the first pass, i4; `calls`:
-    CALLS_* flags; `kept`: what `images` points to; `offs`: OFF_SPAN, when recording was off; `scripts`: as callscope.calls.scripts.script_ids gives them.
+    CALLS_* flags; `kept`: what `images` points to; `offs`: OFF_SPAN, when recording was off;
+    `scripts`: as callscope.calls.scripts.script_ids gives them.
     """
 
     functions: Functions

@@ -13,7 +13,7 @@ import click
 from callscope.cli.options import DurationType
 from callscope.cli.progress import progress_bar
 from callscope.recording.bisect import bisect as bisect_program
-from callscope.recording.options import RecordOptions, parse_keep, parse_size
+from callscope.recording.options import RecordOptions, parse_keep, parse_sample, parse_size
 from callscope.recording.record import RecordResult
 from callscope.recording.record import record as record_program
 from callscope.recording.summary import summary_lines
@@ -41,6 +41,11 @@ def as_bytes(context: click.Context, parameter: click.Parameter, value: str | No
     return parse_size(value) if value else 0
 
 
+def as_sample(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
+    """N of 1/N; 1 for none. Raises UsageError."""
+    return parse_sample(value) if value else 1
+
+
 def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every command that records: where to, what, and how."""
     path = click.Path(path_type=Path)
@@ -54,6 +59,12 @@ def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
                      help="Leave these functions out: NAME, MODULE!NAME or an address."),
         click.option("--exclude-from", "exclude_files", multiple=True, type=path, metavar="FILE",
                      help="Leave out what FILE lists, one glob a line."),
+        click.option("--trigger", "triggers", multiple=True, metavar="GLOB",
+                     help="Record only calls of functions that match, with all that these call."),
+        click.option("--under", multiple=True, metavar="GLOB", help="Record only what functions that match call."),
+        click.option("--caller", "callers", multiple=True, metavar="GLOB",
+                     help="Record only calls of functions that match, and what leads to them."),
+        click.option("--sample", callback=as_sample, metavar="1/N", help="Record one of N subtrees of calls."),
         click.option("--max-depth", type=click.IntRange(min=0), default=0, metavar="N",
                      help="Record calls nested at most N deep."),
         click.option("--clock", type=click.Choice(["tsc", "coarse", "none"]), default="tsc", show_default=True,

@@ -55,7 +55,8 @@ class Piece:
 class CodeBuffer:
     """Growing machine code with the places of displacements that depend on where it will lie (byte offsets).
 
-    `gates`: calls of the stub page, and whose event each records. `to_flag`: those to the byte of a call site, with its number. `to_capture`: those to a capture record, with its
+    `gates`: calls of the stub page, and whose event each records. `to_flag`: those to the byte of a call site, with its
+    number. `to_capture`: those to a capture record, with its
     function's index.
     """
 

@@ -1,6 +1,7 @@
-"""Keeps the coarse clock of a session: a word of the events file, which programs read in place of the processor's counter.
+"""Keeps the coarse clock of a session: a word of the events file, which programs read, not the processor's counter.
 
-It costs them a nanosecond where reading the counter costs ten or more, and this process a few hundredths of a processor.
+It costs them next to nothing where reading the counter costs ten nanoseconds or more, and this process a few hundredths
+of a processor.
 """
 
 from __future__ import annotations

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from callscope import format as records
 from callscope.errors import RecordError
-from callscope.recording.directory import EVENTS_NAME, read_header
+from callscope.recording.directory import EVENTS_NAME, JOURNAL_NAME, read_header
 from callscope.recording.files import SMALLEST_CHUNK
-from callscope.recording.session import JOURNAL_NAME
 
 _FUTEX: Final = 202
 _FUTEX_WAKE: Final = 1

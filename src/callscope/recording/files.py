@@ -50,6 +50,12 @@ def write_events(path: Path, options: RecordOptions, features: int) -> int:
         header["allowed"] = 1 + max(options.max_size // chunk, 1)
     control = np.zeros((), records.CONTROL)
     control["off"] = options.start_off
+    control["sample"] = options.sample if options.sample > 1 else 0
+    control["filters"] = (
+        (records.FILTER_TRIGGER if options.triggers else 0)
+        | (records.FILTER_UNDER if options.under else 0)
+        | (records.FILTER_CALLER if options.callers else 0)
+    )
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         size = make_sparse(descriptor, size, chunk)

@@ -20,6 +20,7 @@ SHORTEST_WINDOWS_INTERVAL = 1_000_000
 _NOT_TO_BE_CAUGHT = {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE,
                      signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS}  # fmt: skip
 DEPTH_LIMIT = 0xFFFFFFFF
+MOST_SAMPLED = 1_000_000_000
 _SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -33,6 +34,8 @@ class RecordOptions:
     modules, functions, excludes: globs as `callscope.recording.rules` reads them; no modules: the program itself.
     exclude_files: files of further excludes, one a line.
     max_depth: calls nested deeper are not recorded; 0 for no limit.
+    triggers, under, callers: globs of functions; recorded are only their calls with all that these call, only what they
+    call, or only their calls with what leads to them. sample: of so many subtrees one is recorded.
     start_off: record nothing until `callscope on`. switchable: have a thread of the agent in the program for that.
     clock: 'tsc'; 'coarse' for times of a clock that the recorder moves on; 'none' for the order of calls alone.
     keep_last: bytes of events to keep, the oldest making room; 0 keeps all. keep_last_ns: or of how many nanoseconds
@@ -58,6 +61,10 @@ class RecordOptions:
     excludes: tuple[str, ...] = ()
     exclude_files: tuple[Path, ...] = ()
     max_depth: int = 0
+    triggers: tuple[str, ...] = ()
+    under: tuple[str, ...] = ()
+    callers: tuple[str, ...] = ()
+    sample: int = 1
     start_off: bool = False
     switchable: bool = False
     clock: str = "tsc"
@@ -87,6 +94,10 @@ class RecordOptions:
             raise UsageError(f"a depth limit of {self.max_depth} is impossible: give 1 to {DEPTH_LIMIT}, or 0 for none")
         if self.clock not in ("tsc", "coarse", "none"):
             raise UsageError(f"there is no clock {self.clock!r}: use tsc, coarse or none")
+        if not 1 <= self.sample <= MOST_SAMPLED:
+            raise UsageError(f"a sample of 1/{self.sample} is impossible: give 1/1 to 1/{MOST_SAMPLED}")
+        if self.callers and (self.triggers or self.under or self.sample > 1 or self.max_depth):
+            raise UsageError("--caller cannot be combined with --trigger, --under, --sample or --max-depth")
         if self.is_switched and self.clock == "none":
             raise UsageError("what is switched on and off needs times: use --clock coarse or tsc")
         if self.python not in ("on", "only", "off"):
@@ -169,6 +180,14 @@ def signal_number(name: str) -> int:
     if number not in signal.valid_signals() or number in _NOT_TO_BE_CAUGHT:
         raise UsageError(f"signal {name!r} is not one that can be caught for this: choose one such as USR2")
     return int(number)
+
+
+def parse_sample(text: str) -> int:
+    """N from '1/N'. Raises UsageError."""
+    match = re.fullmatch(r"1/(\d{1,10})", text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no sample: write 1/N, such as 1/100")
+    return int(match[1])
 
 
 def parse_size(text: str) -> int:

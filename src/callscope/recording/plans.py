@@ -57,6 +57,7 @@ class Answer:
     """What the agent is told. `id_base`: id of the plan's function 0. `chosen`: bit map of functions; None for all.
     status: REPLY_PLAN; or REPLY_UNPACK: wait until the program has unpacked itself, write its memory to `plan`, and
     ask again; or REPLY_SKIP. unwind: the unwind table, where it was asked for and there is one.
+    roles: ROLE_* of each function, a byte each.
     """
 
     plan: Path
@@ -65,6 +66,7 @@ class Answer:
     chosen: Path | None
     status: int = records.REPLY_PLAN
     unwind: Path | None = None
+    roles: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,22 @@ class Plans:
             path = self._session.plans / f"{image.files.functions.stem}-{number}.chosen"
             check_length(path, "record to a shorter one with -o")
             path.write_bytes(as_bits(chosen))
-        return Answer(image.files.plan, image.id_base, image.files.function_count, path)
+        return Answer(
+            image.files.plan,
+            image.id_base,
+            image.files.function_count,
+            path,
+            roles=self._roles(image, module, known, number),
+        )
+
+    def _roles(self, image: PlannedImage, module: Module, known: Functions, number: int) -> Path | None:
+        """The file of its functions' roles; None where no option gives any."""
+        if not self.rules.roles:
+            return None
+        path = self._session.plans / f"{image.files.functions.stem}-{number}.roles"
+        check_length(path, "record to a shorter one with -o")
+        path.write_bytes(self.rules.roles_of(module.path, known).tobytes())
+        return path
 
     def _leave_out(self, image: PlannedImage, functions: NDArray[np.void], chosen: NDArray[np.bool_]) -> None:
         """Mark in the trace's copy which functions no module of an image was to record: hooks may tell of them."""

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from callscope.errors import UsageError
+from callscope.format import ROLE_CALLER, ROLE_TRIGGER, ROLE_UNDER
 from callscope.globs import NameGlob, module_matches
 from callscope.patching.hooks import is_instrumented
 from callscope.recording.options import RecordOptions
@@ -96,6 +97,7 @@ class Rules:
     modules: tuple[str, ...]
     functions: list[FunctionRule]
     excludes: list[FunctionRule]
+    roles: list[tuple[int, FunctionRule]] = field(default_factory=list)
     python: str = "off"
     interpreter_frames: bool = True
     _seen_modules: set[str] = field(default_factory=set)
@@ -108,7 +110,9 @@ class Rules:
             excludes += read_exclude_file(path)
         functions = [FunctionRule.parse(text) for text in options.functions]
         frames = options.interpreter_frames or options.python == "off"
-        return Rules(options.modules, functions, excludes, options.python, frames)
+        named = ((ROLE_TRIGGER, options.triggers), (ROLE_UNDER, options.under), (ROLE_CALLER, options.callers))
+        roles = [(role, FunctionRule.parse(text)) for role, texts in named for text in texts]
+        return Rules(options.modules, functions, excludes, roles, options.python, frames)
 
     def wants_module(self, path: str, is_main: bool) -> bool:
         """Whether any function of the module may be traced."""
@@ -127,6 +131,15 @@ class Rules:
         chosen = match.any_of(wanted) if self.functions else np.ones(len(functions.rvas), bool)
         chosen &= ~match.any_of(excluded)
         return chosen
+
+    def roles_of(self, path: str, functions: Functions) -> NDArray[np.uint8]:
+        """ROLE_* of each function of a module, u1."""
+        found = np.zeros(len(functions.rvas), np.uint8)
+        match = _Matcher(PurePath(path).name, functions)
+        for role, rule in self.roles:
+            if rule.glob.matches_module(path):
+                found[match.any_of([rule])] |= role
+        return found
 
     def for_python(self) -> str:
         """The function rules as the recorder of Python calls reads them: a line each, + or -, module, tab, name."""
@@ -148,7 +161,9 @@ class Rules:
         modules = [f"--module {text}" for text in self.modules if text not in self._seen_modules and text != ALL]
         functions = [f"--function {rule.text}" for rule in self.functions if not rule.matched]
         excludes = [f"--exclude {rule.text}" for rule in self.excludes if not rule.matched]
-        return modules + functions + excludes
+        names = {ROLE_TRIGGER: "--trigger", ROLE_UNDER: "--under", ROLE_CALLER: "--caller"}
+        roles = [f"{names[role]} {rule.text}" for role, rule in self.roles if not rule.matched]
+        return modules + functions + excludes + roles
 
     def _function_rules(self, path: str, by_module_rule: bool) -> list[FunctionRule]:
         """The function rules that choose in this module: those that name it, the others only if a module rule does."""

@@ -167,9 +167,9 @@ def decode_module(record: np.void, pid: int) -> Module:
 
 
 def send_with_files(connection: socket.socket, answer: Answer) -> None:
-    """Send a reply, and the files that it names: the plan, and the list of functions if there is one."""
+    """Send a reply, and the files that it names: the plan, and lists of functions and their roles if there are any."""
     data = encode_reply(answer)
-    files = [path.open("rb") for path in (answer.plan, answer.chosen) if path is not None]
+    files = [path.open("rb") for path in (answer.plan, answer.chosen, answer.roles) if path is not None]
     try:
         sent = socket.send_fds(connection, [data], [file.fileno() for file in files])
     finally:
@@ -187,5 +187,6 @@ def encode_reply(answer: Answer | None) -> bytes:
     reply["id_base"], reply["function_count"] = answer.id_base, answer.function_count
     reply["plan"] = b"" if answer.status == records.REPLY_SKIP else os.fsencode(answer.plan)
     reply["unwind"] = b"" if answer.unwind is None else os.fsencode(answer.unwind)
+    reply["roles"] = b"" if answer.roles is None else os.fsencode(answer.roles)
     reply["chosen"] = b"" if answer.chosen is None else os.fsencode(answer.chosen)
     return reply.tobytes()

@@ -26,6 +26,8 @@ import duckdb
 from numpy.typing import NDArray
 
 from callscope.errors import TraceError
+from callscope.reports.session import checked
+from callscope.reports.text import duration
 
 MEMORY_LIMIT: Final = "1GB"
 THREAD_LIMIT: Final = 8
@@ -109,6 +111,15 @@ class Database:
     were recorded, and not only the order of calls. A context manager: leaving closes the connection and removes its
     temporary files.
     """
+
+    @property
+    def coarse_clock(self) -> str | None:
+        """What to say of the times of a trace with the coarse clock; None for others."""
+        resolution = checked(self.session)["resolution_ns"]
+        if resolution is None:
+            return None
+        every = f", which moved every {duration(resolution).strip()}" if resolution else ""
+        return f"times are those of the coarse clock{every}: shorter ones are 0 or a step"
 
     def __init__(
         self, trace: Path, calls: Path, session: Mapping[str, Any], meta: Mapping[str, Any], has_clock: bool = True

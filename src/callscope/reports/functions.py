@@ -117,6 +117,8 @@ def text(database: Database, times: Sequence[FunctionTimes], style: Style, limit
     ]
     columns = fit([column for column in columns if clock or not column.key.endswith("_ns")], style)
     room = (style.width or 0) - taken(columns)
+    if database.coarse_clock:
+        yield style.comment(database.coarse_clock)
     yield header(columns, style)
     shown = times[:limit] if limit else times
     for entry in shown:

@@ -68,7 +68,8 @@ def info(database: Database, crashes: int = 0) -> dict[str, Any]:
         "crashes": crashes,
         "fault": None if fault is None else {"code": fault.fields["code"], "tid": fault.tid},
         "last_at_work": last_at_work(database, fault) if fault or (session["exit_status"] or 0) > SIGNALLED else None,
-        "clock": "tsc" if database.has_clock else "none",
+        "clock": clock_name(database, session),
+        "resolution_ns": session["resolution_ns"],
         "clock_hz": session["clock_hz"] if database.has_clock else None,
         "options": session["options"],
         "process_count": counts["processes"],
@@ -247,10 +248,22 @@ def _at_work(last: Mapping[str, Any] | None, modules: Sequence[Mapping[str, Any]
     return f"{' > '.join(shown)} (thread {last['tid']})"
 
 
+def clock_name(database: Database, session: Mapping[str, Any]) -> str:
+    """As `record --clock` calls it."""
+    if not database.has_clock:
+        return "none"
+    return "tsc" if session["resolution_ns"] is None else "coarse"
+
+
 def _clock(facts: Mapping[str, Any]) -> str:
     if facts["clock"] == "none":
         return "none: the order of calls, no times"
     hertz = facts["clock_hz"]
+    if facts["clock"] == "coarse":
+        every = facts["resolution_ns"]
+        return "coarse: exact order, times in steps" + (
+            f" of {duration(every).strip()} on the average" if every else ""
+        )
     return "time-stamp counter" + (f", {hertz / 1e9:.3f} GHz" if hertz else "")
 
 

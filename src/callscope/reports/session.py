@@ -27,6 +27,7 @@ def checked(session: Mapping[str, Any]) -> dict[str, Any]:
         "main_pid": _number(session.get("main_pid")),
         "options": _mapping(session.get("options")),
         "clock_hz": _frequency(_mapping(session.get("clock"))),
+        "resolution_ns": _resolution(_mapping(session.get("clock")), _mapping(session.get("options"))),
         "images": [_image(entry) for entry in _mappings(session.get("images"))],
         "rejected": [
             {"path": _text(entry.get("path")) or "?", "reason": _text(entry.get("reason")) or "?"}
@@ -59,6 +60,20 @@ def _frequency(clock: Mapping[str, Any]) -> float | None:
     if first_tick is None or last_tick is None or first_ns is None or last_ns is None or last_ns <= first_ns:
         return None
     return (last_tick - first_tick) * 1e9 / (last_ns - first_ns)
+
+
+def _resolution(clock: Mapping[str, Any], options: Mapping[str, Any]) -> int | None:
+    """Nanoseconds between two ticks of the coarse clock, on the average; None for other clocks. While it is recorded
+    what was aimed at, or 0 where that is not known.
+    """
+    if options.get("clock") != "coarse":
+        return None
+    coarse = _mapping(clock.get("coarse"))
+    start, end = (_number(_mapping(clock.get(name)).get("monotonic_ns")) for name in ("start", "end"))
+    ticks = _number(coarse.get("ticks"))
+    if start is None or end is None or not ticks or end <= start:
+        return _number(coarse.get("interval_ns")) or 0
+    return (end - start) // ticks
 
 
 def _text(value: object) -> str | None:

@@ -38,6 +38,8 @@ def text(database: Database, selection: Selection, shape: Shape, style: Style) -
     check_calls(database)
     source = _Source(database, selection, shape)
     writer = TreeWriter(database, style, shape, source.first_calls)
+    if database.coarse_clock:
+        yield style.comment(database.coarse_clock)
     yield from writer.lines(map(Row._make, source.rows()))
     if writer.cut:
         yield style.comment(f"cut after {plural(shape.limit, 'call')}: a higher --limit shows more, --limit 0 all")

@@ -87,6 +87,7 @@ class Answers:
             "info": facts,
             "name": Path(facts["trace"]).name,
             "clock": clock,
+            "coarse": self._database.coarse_clock,
             "end": max(facts["duration_ns"] or 0, *(row["end_ns"] or 0 for row in threads), 1) if clock else longest,
             "threads": threads,
             "own_module": self._database.only_module,

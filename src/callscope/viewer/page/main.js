@@ -139,7 +139,9 @@ async function start() {
     return;
   }
   document.title = `${visible(context.summary.name)} - callscope`;
-  document.getElementById("trace-name").textContent = visible(context.summary.name) + (embedded ? " (exported)" : "");
+  document.getElementById("trace-name").textContent = visible(context.summary.name) + (embedded ? " (exported)" : "") +
+    (context.summary.coarse ? " (coarse clock)" : "");
+  document.getElementById("trace-name").title = context.summary.coarse || "";
   onState(show);
   show(null);
 }

@@ -1,0 +1,204 @@
+"""Recording that is switched on and off while programs run, and the coarse clock."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from callscope.recording.control import control_of
+from callscope.trace.journal import Switch
+from callscope.trace.open import open_trace
+from tests.builders.compilers import TARGETS, compile_program
+from tests.builders.switched_run import SwitchedVerdict, run_switched
+from tests.builders.tracing import callscope, count_calls, run_traced, tool_environment
+
+ENOUGH = 10_000
+"""switches of the long test"""
+
+
+def assert_true(verdict: SwitchedVerdict) -> None:
+    wrong = (verdict.wrong_parents, verdict.unmade, verdict.problems)
+    assert wrong == (0, 0, []), f"{verdict.details.most_common(8)}"
+
+
+@pytest.mark.parametrize("seed", [5, 12])
+def test_no_parent_is_wrong_whenever_recording_goes_on_and_off(seed: int, tmp_path: Path, plan_cache: Path) -> None:
+    verdict = run_switched(seed, tmp_path, plan_cache, 200_000)
+    assert_true(verdict)
+    assert verdict.switches >= 10
+    assert verdict.calls > 1000
+
+
+@pytest.mark.long
+def test_no_parent_is_wrong_after_ten_thousand_switches(tmp_path: Path, plan_cache: Path) -> None:
+    switches, seed = 0, 1
+    while switches < ENOUGH:
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        verdict = run_switched(seed, directory, plan_cache, 350_000)
+        assert_true(verdict)
+        switches += verdict.switches
+        (directory / "trace/events").unlink()
+        seed += 1
+
+
+@contextmanager
+def steps(directory: Path, cache: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """The target switched.c, recorded: it runs a step for each line it is given."""
+    program = compile_program([TARGETS / "switched.c"], directory / "switched", ["-O1", "-pthread"], "gcc")
+    entry = "import sys; from callscope.cli.main import main; sys.exit(main())"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", entry, "record", "-o", directory / "trace", *options, program],
+        stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=tool_environment(cache),
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.communicate("quit\n", timeout=30)
+
+
+def step(process: "subprocess.Popen[str]", name: str) -> int:
+    """Run a step; the program's process id."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(name + "\n")
+    process.stdin.flush()
+    return int(process.stdout.readline())
+
+
+def switched(directory: Path, cache: Path, command: str, pid: int) -> str:
+    outcome = callscope([command, str(pid)], cache)
+    assert outcome.status == 0, outcome.errors
+    return outcome.errors
+
+
+def test_only_what_happens_while_it_is_on_is_recorded(tmp_path: Path, plan_cache: Path) -> None:
+    with steps(tmp_path, plan_cache, "--start-off") as process:
+        pid = step(process, "first")
+        assert switched(tmp_path, plan_cache, "on", pid) == ""
+        assert "already" in switched(tmp_path, plan_cache, "on", pid)
+        step(process, "second")
+        step(process, "second")
+        switched(tmp_path, plan_cache, "off", pid)
+        step(process, "third")
+    trace = tmp_path / "trace"
+    assert [count_calls(trace, name) for name in ("first", "second", "third")] == [0, 2, 0]
+    assert count_calls(trace, "worker") == 0  # of another thread: it began while recording was off
+    assert [record.is_on for record in open_trace(trace).journal if isinstance(record, Switch)] == [False, True, False]
+
+
+def test_calls_that_are_open_when_it_goes_off_say_so(tmp_path: Path, plan_cache: Path) -> None:
+    with steps(tmp_path, plan_cache, "--switchable") as process:
+        pid = step(process, "first")
+        switched(tmp_path, plan_cache, "off", pid)
+        step(process, "second")
+        switched(tmp_path, plan_cache, "on", pid)
+        step(process, "third")
+    rows = callscope(["calls", str(tmp_path / "trace"), "--format", "json"], plan_cache).output.splitlines()
+    calls = {row["function"]: row for row in map(json.loads, rows)}
+    assert calls["main"]["ended_by"] == "off"
+    assert "second" not in calls
+    assert calls["third"]["parent_id"] is None
+    assert calls["inner"]["parent_id"] == calls["third"]["call_id"]
+    tree = callscope(["tree", str(tmp_path / "trace")], plan_cache).output
+    assert "open when recording went off" in tree
+
+
+def test_children_of_exec_begin_as_the_session_is(tmp_path: Path, plan_cache: Path) -> None:
+    with steps(tmp_path, plan_cache, "--start-off") as process:
+        step(process, "spawn")
+        with control_of(tmp_path / "trace/events") as control:
+            control.switch(True)
+        time.sleep(0.2)
+        step(process, "spawn")
+    assert count_calls(tmp_path / "trace", "spawned") == 1
+
+
+def test_who_cannot_be_switched_says_why(tmp_path: Path, plan_cache: Path) -> None:
+    with steps(tmp_path, plan_cache) as process:
+        pid = step(process, "first")
+        outcome = callscope(["off", str(pid)], plan_cache)
+        assert outcome.status == 1 and "--switchable" in outcome.errors and outcome.errors.count("\n") == 1
+    with subprocess.Popen(["sleep", "20"]) as sleeper:
+        outcome = callscope(["off", str(sleeper.pid)], plan_cache)
+        sleeper.kill()
+    assert outcome.status == 1 and "is not recorded" in outcome.errors
+    assert "--clock" in callscope(["record", "--start-off", "--clock", "none", "true"], plan_cache).errors
+
+
+def test_calls_of_python_obey(tmp_path: Path, plan_cache: Path) -> None:
+    code = "def seen(): pass\nfor _ in range(1000): seen()"
+    outcome = run_traced([sys.executable, "-c", code], tmp_path / "trace", plan_cache, recording={"start_off": True})
+    assert outcome.status == 0
+    rows = callscope(["report", str(tmp_path / "trace"), "--format", "json"], plan_cache)
+    assert "seen" not in rows.output
+
+
+def test_the_coarse_clock_keeps_the_order_and_tells_its_steps(tmp_path: Path, plan_cache: Path) -> None:
+    with steps(tmp_path, plan_cache, "--clock", "coarse") as process:
+        step(process, "first")
+        time.sleep(0.3)
+        step(process, "third")
+    rows = callscope(["calls", str(tmp_path / "trace"), "--format", "json"], plan_cache).output.splitlines()
+    calls = {row["function"]: row for row in map(json.loads, rows)}
+    apart = calls["third"]["start_ns"] - calls["first"]["start_ns"]
+    assert 200_000_000 < apart < 20_000_000_000
+    facts = json.loads(callscope(["info", str(tmp_path / "trace"), "--format", "json"], plan_cache).output)
+    assert facts["clock"] == "coarse" and 50_000 < facts["resolution_ns"] < 100_000_000
+    for command in ("info", "report", "tree"):
+        assert "coarse" in callscope([command, str(tmp_path / "trace")], plan_cache).output
+
+
+def recorded(trace: Path, cache: Path) -> list[tuple[str, str | None, str]]:
+    """Of every call its function, its parent's, and how it ended, in order."""
+    rows = callscope(["calls", str(trace), "--format", "json"], cache).output.splitlines()
+    calls = {row["call_id"]: row for row in map(json.loads, rows)}
+    return [
+        (
+            row["function"],
+            calls[row["parent_id"]]["function"] if row["parent_id"] is not None else None,
+            row["ended_by"],
+        )
+        for row in calls.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--trigger", "outer"], [("outer", None), ("middle", "outer"), ("leaf", "middle"), ("leaf", "outer")] * 3),
+        (["--under", "outer"], [("middle", None), ("leaf", "middle"), ("leaf", None)] * 3),
+        (["--trigger", "outer", "--sample", "1/2"],
+         [("outer", None), ("middle", "outer"), ("leaf", "middle"), ("leaf", "outer")] * 2),
+        (["--trigger", "middle", "--max-depth", "1"], [("middle", None)] * 3),
+        (["--caller", "middle", "-x", "_*"],
+         [("main", None), ("outer", "main"), ("middle", "outer"), *[("outer", "main"), ("middle", "outer")] * 2]),
+        (["--trigger", "thrower"], [("thrower", None), ("leaf", "thrower")]),
+    ],
+)  # fmt: skip
+def test_parts_of_a_program(
+    options: list[str], expected: list[tuple[str, str | None]], tmp_path: Path, plan_cache: Path
+) -> None:
+    program = compile_program([TARGETS / "parts.cpp"], tmp_path / "parts", ["-O1"], "gcc")
+    outcome = callscope(["record", "-o", tmp_path / "trace", *options, program], plan_cache)
+    assert outcome.status == 0, outcome.errors
+    assert [call[:2] for call in recorded(tmp_path / "trace", plan_cache)] == expected
+
+
+def test_a_sample_has_whole_subtrees(tmp_path: Path, plan_cache: Path) -> None:
+    program = compile_program([TARGETS / "parts.cpp"], tmp_path / "parts", ["-O1"], "gcc")
+    callscope(
+        ["record", "-o", tmp_path / "trace", "--sample", "1/3", "-f", "middle", "-f", "leaf", program], plan_cache
+    )
+    calls = recorded(tmp_path / "trace", plan_cache)
+    assert calls
+    assert all(parent == "middle" for _, parent, _ in calls if parent)
+    for at, (function, _, ended) in enumerate(calls):
+        assert ended == "return"
+        if function == "middle":
+            assert calls[at + 1][:2] == ("leaf", "middle")
