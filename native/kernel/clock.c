@@ -43,6 +43,18 @@ CS_EXPORT int cs_clock_pair(uint64_t out[3]) {
     return 0;
 }
 
+CS_EXPORT uint64_t cs_counter_cost(uint64_t readings);
+
+/* Nanoseconds that so many readings of the time-stamp counter take. */
+CS_EXPORT uint64_t cs_counter_cost(uint64_t readings) {
+    uint64_t start = nanoseconds(CLOCK_MONOTONIC), sum = 0;
+    for (uint64_t i = 0; i < readings; i++) {
+        sum += __rdtsc();
+    }
+    __asm__ volatile("" : : "r"(sum));
+    return nanoseconds(CLOCK_MONOTONIC) - start;
+}
+
 /* The coarse clock of a session (schema.toml, EVENTS_CLOCK), and how it went. */
 struct cs_ticking {
     uint64_t *clock;      /* in ticks of the time-stamp counter; agents move it on, too */

@@ -52,3 +52,34 @@ CS_EXPORT int64_t cs_count_events(const uint8_t *events, uint64_t bytes, uint64_
     }
     return (int64_t)(end * 8);
 }
+
+CS_EXPORT uint64_t cs_list_entries(const uint8_t *events, uint64_t bytes, uint32_t *functions, uint64_t most);
+
+/* The functions whose calls begin in `bytes` bytes after a chunk's header, in order, at most `most`; how many. */
+CS_EXPORT uint64_t cs_list_entries(const uint8_t *events, uint64_t bytes, uint32_t *functions, uint64_t most) {
+    const uint32_t *words = (const uint32_t *)events;
+    uint64_t at = 0, end = bytes / 8, count = 0;
+    while (at < end && count < most) {
+        uint32_t second = words[2 * at + 1], kind = second & CS_EVENT_KIND_MASK, first = words[2 * at];
+        if (kind == CS_EVENT_ENTRY || kind == CS_EVENT_CALL) {
+            if (at + 2 > end) {
+                return count;
+            }
+            if (kind == CS_EVENT_ENTRY && words[2 * at + 2] != 0) {
+                functions[count++] = words[2 * at + 2];
+            }
+            at += 2;
+        } else if (kind == CS_EVENT_EXTENDED) {
+            if (second >> 3 == 0 || second >> 3 > end - at) {
+                return count;
+            }
+            if (first <= CS_LAST_FUNCTION && first >= CS_SCRIPT_FIRST) {
+                functions[count++] = first;
+            }
+            at += second >> 3;
+        } else {
+            at++;
+        }
+    }
+    return count;
+}

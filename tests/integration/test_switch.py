@@ -202,3 +202,33 @@ def test_a_sample_has_whole_subtrees(tmp_path: Path, plan_cache: Path) -> None:
         assert ended == "return"
         if function == "middle":
             assert calls[at + 1][:2] == ("leaf", "middle")
+
+
+def test_a_budget_mutes_what_is_called_most_and_says_so(tmp_path: Path, plan_cache: Path) -> None:
+    flags = ["-O2", "-fno-inline"]
+    program = compile_program([TARGETS / "busy.cpp"], tmp_path / "busy", flags, "gcc")
+    trace = tmp_path / "trace"
+    outcome = callscope(["record", "-o", trace, "--max-overhead", "20%", program, "1500"], plan_cache)
+    assert outcome.status == 0, outcome.errors
+    facts = json.loads(callscope(["info", trace, "--format", "json"], plan_cache).output)
+    muted = {entry["function"]: entry for entry in facts["muted"]}
+    assert {"Counter::get() const", "Counter::set(long)"} <= set(muted)
+    assert "main" not in muted
+    rounds = int(outcome.output.split()[0])
+    assert 0 < muted["Counter::set(long)"]["calls"] < rounds * 1000 / 2
+    for command in ("report", "tree", "info"):
+        text = callscope([command, str(trace)], plan_cache).output
+        assert "Counter::set(long): " in text and "muted" in text
+    rows = callscope(["calls", str(trace), "--format", "json"], plan_cache).output.splitlines()
+    calls = {row["call_id"]: row for row in map(json.loads, rows)}
+    parents = {"Counter::get() const": "step", "Counter::set(long)": "step", "step(Counter&)": "turn"}
+    for call in calls.values():
+        expected = parents.get(call["function"])
+        assert expected is None or calls[call["parent_id"]]["function"].startswith(expected)
+
+
+def test_without_a_budget_the_busiest_function_is_named(tmp_path: Path, plan_cache: Path) -> None:
+    program = compile_program([TARGETS / "busy.cpp"], tmp_path / "busy", ["-O2", "-fno-inline"], "gcc")
+    outcome = callscope(["record", "-o", tmp_path / "trace", "-f", "*step*", program, "1000"], plan_cache)
+    assert "made 100% of the calls" in outcome.errors and "--max-overhead" in outcome.errors
+    assert callscope(["record", "--max-overhead", "nothing", "true"], plan_cache).status == 2

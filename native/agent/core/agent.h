@@ -58,6 +58,7 @@ struct cs_process {
     uint32_t block_count; /* blocks given out so far */
     uint32_t first_block; /* blocks below belong to threads of ancestors: one of them is still ours in name */
     uint32_t next_check;  /* where the search for blocks of dead threads goes on */
+    uint32_t mutes_done;  /* of the recorder's list */
     uint32_t control;     /* 1 while a thread of the agent obeys the recorder */
     uint32_t sampler;     /* 1 while a thread of the agent asks the others for their stacks */
 };
@@ -248,6 +249,10 @@ bool cs_switched_off(void);
 static inline const struct cs_control *cs_control(void) {
     return (const struct cs_control *)((const uint8_t *)cs_session.events + CS_EVENTS_CONTROL);
 }
+
+/* ---- script.c */
+/* Calls of interpreters cost too much: their recorders are to withdraw. */
+void cs_script_stop(void);
 
 /* ---- depth.c */
 /* The depth filter, from routines.inc: whether the call that begins (ends) at stack pointer `sp` is to be recorded. */

@@ -10,15 +10,27 @@
 
 static const uint8_t nothing[CALL_BYTES] = {0x0f, 0x1f, 0x44, 0, 0}; /* nop dword ptr [rax+rax] */
 
-static bool is_muted(const uint8_t *muted, uint32_t function) {
-    return muted && function != CS_NO_FUNCTION && muted[function / 8] >> function % 8 & 1;
+static bool is_in(const uint8_t *functions, uint32_t function) {
+    return functions && function != CS_NO_FUNCTION && functions[function / 8] >> function % 8 & 1;
+}
+
+static uint32_t slot_of(const uint8_t code[CALL_BYTES], uint32_t place) {
+    int32_t displacement;
+    memcpy(&displacement, code + 1, sizeof displacement);
+    return (place + CALL_BYTES + (uint32_t)displacement) / CS_STUB_BYTES;
+}
+
+static bool is_entry(uint32_t slot) {
+    return slot == CS_STUB_ENTRY || slot == CS_STUB_ENTRY_RED_ZONE || slot == CS_STUB_ENTRY_CAPTURE ||
+           slot == CS_STUB_ENTRY_CAPTURE_RED_ZONE || slot == CS_STUB_ENTRY_WORDS ||
+           slot == CS_STUB_ENTRY_WORDS_RED_ZONE;
 }
 
 /* What a gate is while it is closed. The trampoline of a call with words stores them in any case: it is given room. */
 static void closed_code(uint8_t code[CALL_BYTES], uint32_t place) {
     int32_t displacement;
     memcpy(&displacement, code + 1, sizeof displacement);
-    uint32_t slot = (place + CALL_BYTES + (uint32_t)displacement) / CS_STUB_BYTES;
+    uint32_t slot = slot_of(code, place);
     if (slot == CS_STUB_ENTRY_WORDS || slot == CS_STUB_ENTRY_WORDS_RED_ZONE) {
         displacement += (int32_t)((CS_STUB_OFF_WORDS - slot) * CS_STUB_BYTES);
         memcpy(code + 1, &displacement, sizeof displacement);
@@ -26,7 +38,7 @@ static void closed_code(uint8_t code[CALL_BYTES], uint32_t place) {
         memcpy(code, nothing, sizeof nothing);
 }
 
-void cs_gates_set(const struct cs_plan *plan, uint8_t *region, bool off, const uint8_t *muted) {
+void cs_gates_set(const struct cs_plan *plan, uint8_t *region, bool off, const struct cs_mutes *mutes) {
     const struct cs_plan_header *header = plan->header;
     const struct cs_gate *gates = (const struct cs_gate *)((const uint8_t *)header + header->gate_offset);
     const uint8_t *original = (const uint8_t *)header + header->region_offset;
@@ -35,7 +47,9 @@ void cs_gates_set(const struct cs_plan *plan, uint8_t *region, bool off, const u
         uint64_t *word = (uint64_t *)(region + start), before = *word, after = before;
         uint8_t code[CALL_BYTES];
         memcpy(code, original + place, sizeof code);
-        if (off || is_muted(muted, gates[i].function))
+        uint32_t function = gates[i].function;
+        if (off || is_in(mutes->restored, function) ||
+            (is_in(mutes->muted, function) && is_entry(slot_of(code, place))))
             closed_code(code, place);
         memcpy((uint8_t *)&after + place % 8, code, sizeof code);
         if (before != after)

@@ -49,6 +49,11 @@ void cs_unwind_module(struct cs_module *module, const char *path);
 /* Lead all trampolines past the agent, or to it again. With the module lock held. */
 void cs_regions_switch(bool off);
 
+/* Note that entries of a function are not to be recorded, or with `restore` that it gets its own code back; false when
+ * no module has it. `cs_regions_settle_mutes` does it. With the module lock held. */
+bool cs_regions_mute(uint32_t function, bool restore);
+void cs_regions_settle_mutes(void);
+
 /* ---- modules.c */
 /* A free slot, cleared; NULL when the table is full. */
 struct cs_module *cs_module_add(void);

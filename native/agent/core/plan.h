@@ -36,10 +36,20 @@ const uint64_t *cs_plan_routines(uint32_t set);
 /* Write the stub page of a region. */
 void cs_plan_write_stubs(uint8_t *region, uint32_t id_base, const uint64_t routines[CS_STUB_COUNT]);
 
+/* Bit maps of functions, or NULL: whose entries are not recorded any more; of which nothing is. */
+struct cs_mutes {
+    uint8_t *muted, *restored;
+};
+
 /* ---- gates.c
- * Close the gates of a writable region: all of them, or those of the functions in the bit map `muted` (NULL: none). The
- * rest is opened. Other threads may run there. */
-void cs_gates_set(const struct cs_plan *plan, uint8_t *region, bool off, const uint8_t *muted);
+ * Close the gates of a writable region: all of them, or those of muted functions. The rest is opened. Other threads may
+ * run there. */
+void cs_gates_set(const struct cs_plan *plan, uint8_t *region, bool off, const struct cs_mutes *mutes);
+
+/* ---- restore.c
+ * Give the functions in a bit map their own code again, in a writable image in which threads run, as far as that is
+ * safe. */
+void cs_plan_restore(const struct cs_plan *plan, uint8_t *image, int64_t shift, const uint8_t *functions);
 
 /* Check every patch against the writable image, then write the chosen ones. NULL, or the reason why none was written.
  * `refused` is zeroed memory of a bit for every function. */

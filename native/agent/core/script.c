@@ -33,8 +33,18 @@ uint32_t callscope_script_function(const struct callscope_script *script) {
     return is_written ? record.function : 0;
 }
 
+static uint32_t stopped;
+
+void cs_script_stop(void) {
+    __atomic_store_n(&stopped, 1, __ATOMIC_RELEASE);
+}
+
+const uint32_t *callscope_script_stopped(void) {
+    return &stopped;
+}
+
 static bool is_left_out(uint64_t sp) {
-    return cs_switched_off() || ((cs_session.filters || cs_session.sample) && !cs_depth_inside(sp));
+    return stopped || cs_switched_off() || ((cs_session.filters || cs_session.sample) && !cs_depth_inside(sp));
 }
 
 static inline void put(uint32_t type) {

@@ -164,6 +164,8 @@ static struct applied {
     int64_t shift;
     struct mapping file, chosen;
     bool pending; /* prepared, not written */
+    struct cs_mutes mutes;
+    bool to_mute, to_restore;
 } applied[CS_MODULE_LIMIT];
 
 static struct applied *applied_to(const struct cs_module *module) {
@@ -176,6 +178,11 @@ static bool is_kept(const struct cs_module *module) {
 
 static void forget_plan(const struct cs_module *module) {
     struct applied *own = applied_to(module);
+    uint64_t bytes = own->plan.header ? own->plan.header->function_count / 8 + 1 : 0;
+    if (own->mutes.muted)
+        cs_system_release(own->mutes.muted, bytes);
+    if (own->mutes.restored)
+        cs_system_release(own->mutes.restored, bytes);
     unmap_file(&own->file);
     unmap_file(&own->chosen);
     memset(own, 0, sizeof *own);
@@ -191,7 +198,7 @@ static bool open_region(const struct cs_module *module, int extra) {
 static void set_gates(const struct cs_module *module) {
     if (!is_kept(module) || !open_region(module, PROT_WRITE)) /* other threads are about to execute it */
         return;
-    cs_gates_set(&applied_to(module)->plan, module->region, off, NULL);
+    cs_gates_set(&applied_to(module)->plan, module->region, off, &applied_to(module)->mutes);
     open_region(module, 0);
 }
 
@@ -208,6 +215,43 @@ void cs_regions_switch(bool to) {
         cs_hooks_start();
 }
 
+bool cs_regions_mute(uint32_t function, bool restore) {
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        const struct cs_module *module = &cs_modules[i];
+        uint32_t index = function - module->id_base;
+        struct applied *own = applied_to(module);
+        if (!is_kept(module) || own->pending || index >= module->function_count)
+            continue;
+        uint64_t bytes = module->function_count / 8 + 1;
+        if (!own->mutes.muted)
+            own->mutes.muted = cs_system_memory(bytes);
+        if (!own->mutes.restored)
+            own->mutes.restored = cs_system_memory(bytes);
+        uint8_t *map = restore ? own->mutes.restored : own->mutes.muted;
+        if (!map)
+            return false;
+        map[index / 8] |= (uint8_t)(1u << index % 8);
+        own->to_mute = true;
+        own->to_restore |= restore;
+        return true;
+    }
+    return false;
+}
+
+void cs_regions_settle_mutes(void) {
+    for (uint32_t i = 0; i < cs_module_count; i++) {
+        struct applied *own = applied_to(&cs_modules[i]);
+        if (!is_kept(&cs_modules[i]) || !own->to_mute)
+            continue;
+        set_gates(&cs_modules[i]);
+        if (own->to_restore && protect_text(&own->plan, &own->image, PROT_WRITE)) {
+            cs_plan_restore(&own->plan, (uint8_t *)own->image.base, own->shift, own->mutes.restored);
+            protect_text(&own->plan, &own->image, 0);
+        }
+        own->to_mute = own->to_restore = false;
+    }
+}
+
 static const char *apply(struct cs_module *module, const struct cs_image *image, const struct cs_plan *plan,
                          const struct cs_reply *reply, const struct mapping *file, const struct mapping *chosen) {
     const struct cs_plan_header *header = plan->header;
@@ -219,7 +263,7 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
     cs_plan_write_stubs(region, reply->id_base, cs_plan_routines(0));
     cs_near_write(region, reply->id_base);
     if (off)
-        cs_gates_set(plan, region, true, NULL);
+        cs_gates_set(plan, region, true, &(struct cs_mutes){NULL, NULL});
     const char *reason = NULL;
     if (!cs_plan_number_captures(plan, region, reply->id_base))
         reason = "damaged plan";
@@ -237,7 +281,13 @@ static const char *apply(struct cs_module *module, const struct cs_image *image,
     }
     forget_plan(module); /* of a session before this one */
     *applied_to(module) = (struct applied){
-        *plan, *image, shift, kept_mapping(file), kept_mapping(chosen), cs_attachment == CS_ATTACHMENT_PREPARES};
+        .plan = *plan,
+        .image = *image,
+        .shift = shift,
+        .file = kept_mapping(file),
+        .chosen = kept_mapping(chosen),
+        .pending = cs_attachment == CS_ATTACHMENT_PREPARES,
+    };
     module->flags |= CS_MODULE_TRACED;
     module->hooked = header->features & CS_PLAN_HOOKS;
     if (module->hooked && !off)

@@ -67,7 +67,7 @@ static const char *make_region(uint8_t *region, const struct cs_plan *plan, cons
     memcpy(region, (const uint8_t *)header + header->region_offset, header->region_bytes);
     cs_plan_write_stubs(region, id_base, cs_plan_routines(cs_slots_wide));
     if (stopped)
-        cs_gates_set(plan, region, true, NULL);
+        cs_gates_set(plan, region, true, &(struct cs_mutes){NULL, NULL});
     shift_frames(frames, frame_count, shift);
     if (!cs_plan_number_captures(plan, region, id_base))
         return "damaged plan";
@@ -261,7 +261,7 @@ void cs_regions_switch(bool off) {
             !protect(module->region, plan->header->code_bytes, PAGE_EXECUTE_READWRITE, &old))
             continue;
         hooked |= module->hooked;
-        cs_gates_set(plan, module->region, off, NULL);
+        cs_gates_set(plan, module->region, off, &(struct cs_mutes){NULL, NULL});
         protect(module->region, plan->header->code_bytes, old, &old);
     }
     if (off)

@@ -38,6 +38,9 @@ enum { CALLSCOPE_SCRIPT_WORD = 2 << 3 | 5 }; /* second word of such an event: 2 
  * place; the agent is to be told. */
 CALLSCOPE_SCRIPT int64_t callscope_script_room(void);
 
+/* Where a word lies that is not 0 once calls are not to be told of any more, because they cost too much. */
+CALLSCOPE_SCRIPT const uint32_t *callscope_script_stopped(void);
+
 /* The calling thread leaves one of the interpreter's own stacks for another: greenlets, which share addresses. */
 CALLSCOPE_SCRIPT void callscope_script_switch(uint32_t origin, uint32_t target);
 

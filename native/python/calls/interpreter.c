@@ -20,8 +20,9 @@ static bool find_agent(void) {
     cs_agent.mute = find("callscope_script_mute", NULL);
     cs_agent.switch_stack = find("callscope_script_switch", NULL);
     cs_agent.room = find("callscope_script_room", NULL);
-    return cs_agent.room && cs_agent.switch_stack && cs_agent.wanted && cs_agent.function && cs_agent.enter &&
-           cs_agent.leave && cs_agent.mute;
+    cs_agent.stopped = find("callscope_script_stopped", NULL);
+    return cs_agent.room && cs_agent.stopped && cs_agent.switch_stack && cs_agent.wanted && cs_agent.function &&
+           cs_agent.enter && cs_agent.leave && cs_agent.mute;
 }
 
 bool cs_python_find(void) {
@@ -72,5 +73,6 @@ bool cs_python_check(void) {
     cs_python.PyErr_Clear();
     cs_agent.mute(false);
     cs_agent.room_at = cs_agent.room();
+    cs_agent.stopped_at = cs_agent.stopped();
     return is_right;
 }

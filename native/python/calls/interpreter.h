@@ -104,6 +104,8 @@ struct cs_agent {
     void (*switch_stack)(uint32_t origin, uint32_t target);
     int64_t (*room)(void);
     int64_t room_at; /* what that says in this session */
+    const uint32_t *(*stopped)(void);
+    const uint32_t *stopped_at; /* not 0: calls cost too much, nothing is to be told of them any more */
 };
 
 extern struct cs_agent cs_agent CS_HIDDEN;

@@ -19,6 +19,8 @@ CS_RARE static object *tell_code(object *code, uint32_t type) {
 }
 
 static inline object *record_code(object *const *arguments, uint32_t type) {
+    if (cs_python_is_stopped())
+        return cs_python.disable;
     bool is_done = cs_python_record(cs_python_codes, arguments[0], type, false);
     return is_done ? cs_python.none : tell_code(arguments[0], type);
 }
@@ -36,13 +38,15 @@ static object *left(object *self, object *const *arguments, size_t count, object
 /* PY_THROW and PY_UNWIND cannot be disabled. */
 static object *thrown(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    record_code(arguments, 0);
+    if (!cs_python_is_stopped())
+        record_code(arguments, 0);
     return cs_python.none;
 }
 
 static object *unwound(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    record_code(arguments, CS_SCRIPT_UNWOUND);
+    if (!cs_python_is_stopped())
+        record_code(arguments, CS_SCRIPT_UNWOUND);
     return cs_python.none;
 }
 
@@ -67,7 +71,7 @@ static inline object *record_native(object *const *arguments, uint32_t type) {
 
 static object *called(object *self, object *const *arguments, size_t count, object *names) {
     (void)self, (void)count, (void)names;
-    return record_native(arguments, 0);
+    return cs_python_is_stopped() ? cs_python.disable : record_native(arguments, 0);
 }
 
 static object *returned(object *self, object *const *arguments, size_t count, object *names) {

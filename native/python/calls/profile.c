@@ -60,6 +60,10 @@ static inline int record_native(object *callable, uint32_t type) {
 
 static int profile(object *self, frame *at, int what, object *argument) {
     (void)self;
+    if (cs_python_is_stopped()) {
+        cs_python._PyEval_SetProfile(cs_python.PyThreadState_Get(), NULL, NULL);
+        return 0;
+    }
     if (what == CALL || what == RETURN)
         return record_frame(at, what == CALL ? 0 : argument ? CS_SCRIPT_EXIT : CS_SCRIPT_UNWOUND);
     if (what < C_CALL || what > C_RETURN)

@@ -27,6 +27,10 @@ static inline uint64_t cs_python_place(const void *what) {
 /* Words from an object's start to its PyMethodDef. */
 enum { BUILTIN_METHOD = 2, DESCRIPTOR_METHOD = 5 };
 
+static inline bool cs_python_is_stopped(void) {
+    return CS_RARELY(__atomic_load_n(cs_agent.stopped_at, __ATOMIC_RELAXED));
+}
+
 static inline bool cs_python_is_builtin(const object *callable) {
     return callable->type == cs_python.builtin_type || callable->type == cs_python.builtin_method_type;
 }

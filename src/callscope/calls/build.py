@@ -166,6 +166,9 @@ def _build(trace: Trace, target: Path, progress: Progress | None) -> dict[str, A
         "lost_events": trace.events.lost,
         "duration_ns": trace.clock.ns(max(last, trace.end_tsc)),
         "warnings": warnings,
+        "muted": [
+            {"function_id": function, "at_ns": trace.clock.ns(tsc)} for function, tsc in trace.history.muted().items()
+        ],
     }
 
 

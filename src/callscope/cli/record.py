@@ -13,7 +13,7 @@ import click
 from callscope.cli.options import DurationType
 from callscope.cli.progress import progress_bar
 from callscope.recording.bisect import bisect as bisect_program
-from callscope.recording.options import RecordOptions, parse_keep, parse_sample, parse_size
+from callscope.recording.options import RecordOptions, parse_keep, parse_percentage, parse_sample, parse_size
 from callscope.recording.record import RecordResult
 from callscope.recording.record import record as record_program
 from callscope.recording.summary import summary_lines
@@ -44,6 +44,11 @@ def as_bytes(context: click.Context, parameter: click.Parameter, value: str | No
 def as_sample(context: click.Context, parameter: click.Parameter, value: str | None) -> int:
     """N of 1/N; 1 for none. Raises UsageError."""
     return parse_sample(value) if value else 1
+
+
+def as_share(context: click.Context, parameter: click.Parameter, value: str | None) -> float:
+    """A percentage as a fraction; 0 for none. Raises UsageError."""
+    return parse_percentage(value) if value else 0.0
 
 
 def choice_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,6 +119,13 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--no-follow", is_flag=True, help="Leave child processes and programs started by exec alone."
     )(command)
     switches = [
+        click.option(
+            "--max-overhead",
+            callback=as_share,
+            metavar="PERCENT",
+            help="Mute the functions that are called most while PROGRAM runs, so that tracing costs it at most "
+            "PERCENT more time, such as 20%.",
+        ),
         click.option("--start-off", is_flag=True, help="Record nothing until callscope on PID."),
         click.option("--switchable", is_flag=True, help="Let callscope on and off switch the recording."),
     ]

@@ -20,6 +20,7 @@ SHORTEST_WINDOWS_INTERVAL = 1_000_000
 _NOT_TO_BE_CAUGHT = {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE,
                      signal.SIGBUS, signal.SIGTRAP, signal.SIGSYS}  # fmt: skip
 DEPTH_LIMIT = 0xFFFFFFFF
+SMALLEST_BUDGET, LARGEST_BUDGET = 0.01, 100.0
 MOST_SAMPLED = 1_000_000_000
 _SECONDS = {"ms": 1e-3, "s": 1, "min": 60, "h": 3600}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -36,6 +37,8 @@ class RecordOptions:
     max_depth: calls nested deeper are not recorded; 0 for no limit.
     triggers, under, callers: globs of functions; recorded are only their calls with all that these call, only what they
     call, or only their calls with what leads to them. sample: of so many subtrees one is recorded.
+    max_overhead: what tracing may cost, as a fraction of the program's own time: functions that are called most are
+    muted while it runs; 0 for no limit.
     start_off: record nothing until `callscope on`. switchable: have a thread of the agent in the program for that.
     clock: 'tsc'; 'coarse' for times of a clock that the recorder moves on; 'none' for the order of calls alone.
     keep_last: bytes of events to keep, the oldest making room; 0 keeps all. keep_last_ns: or of how many nanoseconds
@@ -65,6 +68,7 @@ class RecordOptions:
     under: tuple[str, ...] = ()
     callers: tuple[str, ...] = ()
     sample: int = 1
+    max_overhead: float = 0.0
     start_off: bool = False
     switchable: bool = False
     clock: str = "tsc"
@@ -98,7 +102,9 @@ class RecordOptions:
             raise UsageError(f"a sample of 1/{self.sample} is impossible: give 1/1 to 1/{MOST_SAMPLED}")
         if self.callers and (self.triggers or self.under or self.sample > 1 or self.max_depth):
             raise UsageError("--caller cannot be combined with --trigger, --under, --sample or --max-depth")
-        if self.is_switched and self.clock == "none":
+        if self.max_overhead and not SMALLEST_BUDGET <= self.max_overhead <= LARGEST_BUDGET:
+            raise UsageError("what tracing may cost is 1% to 10000%: choose between")
+        if (self.start_off or self.switchable) and self.clock == "none":
             raise UsageError("what is switched on and off needs times: use --clock coarse or tsc")
         if self.python not in ("on", "only", "off"):
             raise UsageError(f"Python cannot be recorded {self.python!r}: use on, only or off")
@@ -153,7 +159,7 @@ class RecordOptions:
     @property
     def is_switched(self) -> bool:
         """Whether the agent is to obey while the program runs."""
-        return self.start_off or self.switchable
+        return self.start_off or self.switchable or self.max_overhead > 0
 
     @property
     def wants_stacks(self) -> bool:
@@ -180,6 +186,14 @@ def signal_number(name: str) -> int:
     if number not in signal.valid_signals() or number in _NOT_TO_BE_CAUGHT:
         raise UsageError(f"signal {name!r} is not one that can be caught for this: choose one such as USR2")
     return int(number)
+
+
+def parse_percentage(text: str) -> float:
+    """A fraction from '20%' or '20'. Raises UsageError."""
+    match = re.fullmatch(r"\s*(\d{1,5}(?:\.\d{1,3})?)\s*%?\s*", text)
+    if match is None:
+        raise UsageError(f"{text!r} is no share: write a percentage such as 20%")
+    return float(match[1]) / 100
 
 
 def parse_sample(text: str) -> int:

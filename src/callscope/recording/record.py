@@ -13,9 +13,11 @@ from callscope.errors import ImageError, PlanError, RecordError
 from callscope.patching.cache import load_or_plan
 from callscope.patching.scope import Scope
 from callscope.recording.archive import Archive
+from callscope.recording.budget import Budget
 from callscope.recording.coarse_clock import CoarseClock
 from callscope.recording.count import EventCounts, count_events
 from callscope.recording.directory import JOURNAL_NAME, default_directory
+from callscope.recording.hottest import Hottest, hottest
 from callscope.recording.journal import JournalSummary, summarise_journal
 from callscope.recording.launch import (
     forward_signals,
@@ -57,6 +59,11 @@ class RecordResult:
     many functions of an image the rules chose, if not all. rejected: modules that could not be planned, with reasons.
     unmatched: rules that matched nothing. survivors: processes still running. dumps: traces that a flight recorder left
     meanwhile. failures: what could not be written, and why.
+    seconds: from its start to its end. counts, journal: what was recorded. size: bytes of disk the trace takes. images:
+    what was planned. chosen: by first function id, how many functions of an image the rules chose, if not all.
+    rejected: modules that could not be planned, with reasons. unmatched: rules that matched nothing. survivors:
+    processes still running. hottest: the function that made most calls, if one did. dumps: traces that a flight
+    recorder left meanwhile; failures: why some were not written.
     """
 
     options: RecordOptions
@@ -74,6 +81,7 @@ class RecordResult:
     stopped_seconds: float = 0
     still_ms: list[float] = field(default_factory=list)
     """for how many milliseconds a program stood still while it was attached to, and while it was detached"""
+    hottest: Hottest | None = None
     dumps: list[Path] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     windows_status: int | None = None
@@ -166,7 +174,7 @@ def run(path: str, command: tuple[str, ...], environment: Mapping[str, str], ses
         forward_signals(pid)
         with suppress(OSError):  # a full disk must not part us from the program
             session.update(lambda state: state.update(main_pid=pid))
-        with Populator(session.events):
+        with Populator(session.events), Budget(session, float(session.state["options"]["max_overhead"])):
             status = wait_program(pid)
         return time.monotonic() - begin, status
 
@@ -194,6 +202,7 @@ def finish(
     plans.rules.saw_python(journal.scripts)
     plans.keep([image.id_base for image in plans.images()] if options.wants_stacks else journal.crashed_regions())
     counts = count_events(session.events, *((archive.packed, archive.counts) if archive else ()))
+    counts = count_events(session.events)
     return RecordResult(
         options=options,
         trace=session.directory,
@@ -210,6 +219,7 @@ def finish(
         unmatched=plans.rules.unmatched(),
         survivors=survivors,
         still_ms=list(session.state.get("still_ms", [])),
+        hottest=hottest(session.events, plans.images(), counts.calls),
         windows_status=session.state.get("windows_status"),
     )
 

@@ -154,6 +154,9 @@ def losses(result: RecordResult) -> Iterator[str]:
 
 def hints(result: RecordResult) -> Iterator[str]:
     """What a user may have wanted instead."""
+    if result.hottest is not None and not result.options.max_overhead:
+        name, share = result.hottest.name, result.hottest.share
+        yield f"{name} made {share:.0%} of the calls: leave it out with -x, or give --max-overhead 20%"
     functions = sum(image.report.functions for image in result.images)
     libraries = [Path(path).name for path in result.journal.untraced if not is_untraceable(path)]
     if 0 < functions < FEW_FUNCTIONS and libraries and not result.options.modules:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from callscope.reports import muted
 from callscope.reports.database import Database
 from callscope.reports.selection import Selection, check_calls, condition, functions_matching, label
 from callscope.reports.table import Column, fit, header, line, taken
@@ -119,6 +120,7 @@ def text(database: Database, times: Sequence[FunctionTimes], style: Style, limit
     room = (style.width or 0) - taken(columns)
     if database.coarse_clock:
         yield style.comment(database.coarse_clock)
+    yield from muted.lines(database, style)
     yield header(columns, style)
     shown = times[:limit] if limit else times
     for entry in shown:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from callscope import format as records
 from callscope.errors import TraceError
+from callscope.reports import muted
 from callscope.reports.database import ENDINGS, Database
 from callscope.reports.markers import markers
 from callscope.reports.selection import command_line, label, origin
@@ -68,6 +69,7 @@ def info(database: Database, crashes: int = 0) -> dict[str, Any]:
         "crashes": crashes,
         "fault": None if fault is None else {"code": fault.fields["code"], "tid": fault.tid},
         "last_at_work": last_at_work(database, fault) if fault or (session["exit_status"] or 0) > SIGNALLED else None,
+        "muted": muted.as_json(database),
         "clock": clock_name(database, session),
         "resolution_ns": session["resolution_ns"],
         "clock_hz": session["clock_hz"] if database.has_clock else None,
@@ -157,6 +159,7 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
     yield ""
     yield from _module_lines(facts["modules"], style)
     for title, lines in (
+        ("Muted while it ran", [f"  {_muted(entry)}" for entry in facts["muted"]]),
         ("Not traced", [f"  {entry.get('path')}: {entry.get('reason')}" for entry in facts["rejected"]]),
         (
             "Markers",
@@ -168,6 +171,11 @@ def text(facts: Mapping[str, Any], style: Style) -> Iterator[str]:
             yield ""
             yield style.paint(title, BOLD)
             yield from _limited(lines)
+
+
+def _muted(entry: Mapping[str, Any]) -> str:
+    calls, at = plural(entry["calls"], "call"), duration(entry["at_ns"]).strip()
+    return f"{printable(entry['function'])}: {calls} until it was muted at {at}; it ran on, unrecorded"
 
 
 def _marker_time(marker: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from callscope.errors import TraceError
+from callscope.reports import muted
 from callscope.reports.calls import fields_of
 from callscope.reports.database import CAPTURED_JOINS, CAPTURED_TEXTS, Database
 from callscope.reports.selection import Selection, check_calls, check_clock, condition, functions_matching
@@ -40,6 +41,7 @@ def text(database: Database, selection: Selection, shape: Shape, style: Style) -
     writer = TreeWriter(database, style, shape, source.first_calls)
     if database.coarse_clock:
         yield style.comment(database.coarse_clock)
+    yield from muted.lines(database, style)
     yield from writer.lines(map(Row._make, source.rows()))
     if writer.cut:
         yield style.comment(f"cut after {plural(shape.limit, 'call')}: a higher --limit shows more, --limit 0 all")

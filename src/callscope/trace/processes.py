@@ -125,6 +125,13 @@ class History:
     offs: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     mutes: list[Mute] = field(default_factory=list)
 
+    def muted(self) -> dict[int, int]:
+        """When each muted function was muted first, in ticks, by id."""
+        found: dict[int, int] = {}
+        for record in self.mutes:
+            found.setdefault(record.function, record.tsc)
+        return found
+
     def switched(self, record: Switch) -> None:
         """Note that recording went off or on; what was first turned on was off until then."""
         spans = self.offs.setdefault(record.process, [])
