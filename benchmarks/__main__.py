@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.attaching import attaching
+from benchmarks.budget import budget
 from benchmarks.bytecode import bytecode
 from benchmarks.calls import calls, windows
 from benchmarks.captures import arguments as capture_arguments
@@ -31,6 +32,7 @@ TOPICS: dict[str, Callable[[Path, int], Table]] = {
     "arguments": capture_arguments,
     "sites": sites,
     "hooks": hooks,
+    "budget": budget,
     "python": python,
     "bytecode": bytecode,
     "programs": programs,

@@ -35,6 +35,7 @@ def hooks(directory: Path, rounds: int) -> Table:
         Case("two rdtsc, in an instrumented build", lambda: cost(run([hooked, str(DEPTH)])[0])),
         Case("callscope --keep-last 4M", lambda: ours(instrumented, keep_last=4 << 20)),
         Case("callscope, trace in memory", lambda: ours(instrumented, memory)),
+        Case("callscope --clock coarse --keep-last 4M", lambda: ours(instrumented, keep_last=4 << 20, clock="coarse")),
         Case("the same, an inlined call in each", lambda: ours(inlined, keep_last=4 << 20)),
         Case("stopped: callscope_stop()", lambda: ours(stopped)),
         Case("disabled: CALLTRACE_ENABLED=0", lambda: cost(run([instrumented, str(DEPTH)], env=off)[0])),

@@ -15,7 +15,7 @@ from callscope.trace.journal import Switch
 from callscope.trace.open import open_trace
 from tests.builders.compilers import TARGETS, compile_program
 from tests.builders.switched_run import SwitchedVerdict, run_switched
-from tests.builders.tracing import callscope, count_calls, run_traced, tool_environment
+from tests.builders.tracing import callscope, count_calls, run_plain, run_traced, tool_environment
 
 ENOUGH = 10_000
 """switches of the long test"""
@@ -232,3 +232,22 @@ def test_without_a_budget_the_busiest_function_is_named(tmp_path: Path, plan_cac
     outcome = callscope(["record", "-o", tmp_path / "trace", "-f", "*step*", program, "1000"], plan_cache)
     assert "made 100% of the calls" in outcome.errors and "--max-overhead" in outcome.errors
     assert callscope(["record", "--max-overhead", "nothing", "true"], plan_cache).status == 2
+
+
+@pytest.mark.parametrize("budget", ["1%", "20%"])
+def test_programs_with_muted_functions_do_what_they_did(budget: str, tmp_path: Path, plan_cache: Path) -> None:
+    """A thousand functions and more are muted while they run, one after the other."""
+    query = (
+        "WITH RECURSIVE n(i, s) AS (SELECT 1, '' UNION ALL SELECT i + 1, substr(s || hex(i * i), -40) FROM n"
+        " WHERE i < 400000)"
+        " SELECT count(*), max(s), min(s), sum(length(s)), avg(i % 97) FROM n;"
+        " CREATE TABLE t(a, b); INSERT INTO t SELECT value, value * 7 % 1013 FROM generate_series(1, 60000);"
+        " CREATE INDEX i ON t(b); SELECT b, count(*), group_concat(a % 5) FROM t GROUP BY b HAVING b % 211 = 3;"
+    )
+    plain = run_plain(["sqlite3", ":memory:", query])
+    trace = str(tmp_path / "trace")
+    command = ["record", "-m", "all", "-o", trace, "--max-overhead", budget, "sqlite3", ":memory:", query]
+    outcome = callscope(command, plan_cache)
+    assert (outcome.output, outcome.status) == (plain.output, plain.status)
+    facts = json.loads(callscope(["info", trace, "--format", "json"], plan_cache).output)
+    assert facts["muted"]

@@ -13,6 +13,8 @@
 #define SHORT_JUMP 0xeb
 #define SHORT_BYTES 2u
 
+#define LONGEST_RUN 64u /* of instructions that were moved to make room for an island, and more */
+
 enum step { SPIN, REST, HEAD, STEPS };
 
 static const uint8_t spin[SHORT_BYTES] = {SHORT_JUMP, 0xfe};
@@ -57,17 +59,29 @@ static bool in_map(const uint8_t *map, uint32_t index) {
     return map[index / 8] >> index % 8 & 1;
 }
 
-/* Islands, which short jumps lead to, stay: a thread may stand before one. */
+/* Islands stay: what leads to them are short jumps, before which a thread may stand, and the displacements, a byte, of
+ * other short branches, which are left as they are. */
 static void mark_islands(const struct cs_plan *plan, uint8_t *islands) {
     for (uint32_t i = 0; i < plan->header->patch_count; i++) {
         const struct cs_patch *patch = &plan->patches[i];
-        if (patch->length != SHORT_BYTES || patch->new[0] != SHORT_JUMP)
+        bool is_jump = patch->length == SHORT_BYTES && patch->new[0] == SHORT_JUMP;
+        if (!is_jump && patch->length != 1)
             continue;
-        uint32_t target = patch->rva + SHORT_BYTES + (uint32_t)(int32_t)(int8_t)patch->new[1];
+        int8_t displacement = (int8_t)patch->new[patch->length - 1];
+        uint32_t target = patch->rva + patch->length + (uint32_t)(int32_t)displacement;
         uint32_t index = find_patch(plan, target);
         if (index < plan->header->patch_count && plan->patches[index].rva == target)
             islands[index / 8] |= (uint8_t)(1u << index % 8);
     }
+}
+
+/* Whether an island lies in what a patch displaced, so that its code is whole in the trampoline only. */
+static bool hosts_island(const struct cs_plan *plan, const uint8_t *islands, uint32_t index) {
+    uint32_t end = plan->patches[index].rva + LONGEST_RUN;
+    for (uint32_t i = index + 1; i < plan->header->patch_count && plan->patches[i].rva < end; i++)
+        if (in_map(islands, i))
+            return true;
+    return false;
 }
 
 /* One step of a jump that is not replaced at once; false when that was all. */
@@ -99,7 +113,8 @@ void cs_plan_restore(const struct cs_plan *plan, uint8_t *image, int64_t shift, 
                 take_step(step, patch, place);
                 continue;
             }
-            if (step != SPIN || !(is_far || is_near) || !fits(place, SHORT_BYTES) || !is_whole(patch, place, shift))
+            if (step != SPIN || !(is_far || is_near) || !fits(place, SHORT_BYTES) || hosts_island(plan, islands, i) ||
+                !is_whole(patch, place, shift))
                 continue;
             if (fits(place, patch->length))
                 store(place, patch->old, patch->length);
