@@ -4,10 +4,12 @@ import json
 
 
 def leaf(number: int) -> int:
+    """Little."""
     return number * 3 + 1
 
 
 def turn(start: int) -> int:
+    """A round."""
     total = 0
     for number in range(start, start + 20_000):
         total += leaf(number)

@@ -58,12 +58,7 @@ class RecordResult:
     what was recorded. size: bytes of disk the trace takes. images: what was planned. chosen: by first function id, how
     many functions of an image the rules chose, if not all. rejected: modules that could not be planned, with reasons.
     unmatched: rules that matched nothing. survivors: processes still running. dumps: traces that a flight recorder left
-    meanwhile. failures: what could not be written, and why.
-    seconds: from its start to its end. counts, journal: what was recorded. size: bytes of disk the trace takes. images:
-    what was planned. chosen: by first function id, how many functions of an image the rules chose, if not all.
-    rejected: modules that could not be planned, with reasons. unmatched: rules that matched nothing. survivors:
-    processes still running. hottest: the function that made most calls, if one did. dumps: traces that a flight
-    recorder left meanwhile; failures: why some were not written.
+    meanwhile. failures: what could not be written, and why. hottest: the function that made most calls, if one did.
     """
 
     options: RecordOptions
@@ -202,7 +197,6 @@ def finish(
     plans.rules.saw_python(journal.scripts)
     plans.keep([image.id_base for image in plans.images()] if options.wants_stacks else journal.crashed_regions())
     counts = count_events(session.events, *((archive.packed, archive.counts) if archive else ()))
-    counts = count_events(session.events)
     return RecordResult(
         options=options,
         trace=session.directory,
