@@ -145,8 +145,7 @@ class RecordOptions:
     def check_windows(self) -> None:
         """Raise UsageError when a Windows program cannot be recorded so."""
         if self.is_switched:
-            raise UsageError("a Windows program switches its recording itself only: leave --start-off, --switchable and "
-                             "--max-overhead out")  # fmt: skip
+            raise UsageError("only Linux programs can be switched: leave --start-off, --switchable, --max-overhead out")
         if self.stacks_on:
             raise UsageError("Windows has no signals to capture stacks at: use --stacks-every or --stacks-at")
         if self.dump_on:
