@@ -1,7 +1,9 @@
 """Attaching to running Python programs: calls of Python functions appear from then on, and nothing stays behind."""
 
+import os
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,13 +17,16 @@ from tests.integration.test_attach import changed_code
 CALLS_OF_FIB = 67
 """that one call of work() in tests/targets/python/attached.py makes"""
 THREADS = 4
+NOBODY = 65534
 
 
 @contextmanager
-def running(python: Path, *words: str) -> Iterator[int]:
-    """The program, which must end as if nothing had been."""
+def running(
+    python: Path, *words: str, before: Sequence[str] = (), script: Path = TARGETS / "python/attached.py"
+) -> Iterator[int]:
+    """The program, which must end as if nothing had been. before: what starts it, by exec."""
     pipe = subprocess.PIPE
-    command = [str(python), str(TARGETS / "python/attached.py"), *words]
+    command = [*before, str(python), str(script), *words]
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -59,6 +64,20 @@ def test_a_thread_that_never_sleeps_is_no_hindrance(plan_cache: Path, tmp_path: 
             own = count_calls(trace, "profiled_work")
             assert works > 10
             assert abs((works + own) * CALLS_OF_FIB - calls) <= (THREADS + 1) * CALLS_OF_FIB
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_another_users_interpreter_is_recorded(plan_cache: Path, tmp_path: Path) -> None:
+    become = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    script = Path(shutil.copy(TARGETS / "python/attached.py", tmp_path))
+    for above in [script, *list(script.parents)[:-2]]:
+        above.chmod(above.stat().st_mode | 0o055)
+    with running(Path("/usr/bin/python3"), before=become, script=script) as pid:
+        for number in range(2):
+            trace = tmp_path / str(number)
+            outcome = callscope(["attach", str(pid), "-o", trace, "--duration", "100ms"], plan_cache)
+            assert outcome.status == 0, outcome.errors
+            assert count_calls(trace, "work") > 10
 
 
 def test_functions_are_chosen_and_native_ones_stand_beside(plan_cache: Path, tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def reachable(channel: Channel, pid: int, file: Path) -> Iterator[str]:
     if os.path.lexists(root / "proc/self"):
         with file.open("rb") as opened:
             (descriptor,) = channel.hand([opened.fileno()])
-        yield f"/proc/self/fd/{descriptor}"
+        # The loader takes a path that it knows for the file it knows: each of ours has an own way to write it.
+        yield f"/proc/self/{'./' * len(file.name)}fd/{descriptor}"
         channel.close(descriptor)
         return
     for temporary in _TEMPORARY:

@@ -332,9 +332,9 @@ def planner_of(scope: Scope) -> Callable[[str], PlanFiles]:
 
 def is_untraceable(path: str) -> bool:
     """Whether a module is one that is never traced: the loader, which runs before there is an agent; callscope's own;
-    the kernel's code in every process, which is no file."""
+    the kernel's code in every process, which is no file; what only the program itself can find by that path."""
     name = PurePath(path).name
-    return not path.startswith("/") or name in _OWN or name.startswith(_LOADERS)
+    return not path.startswith("/") or path.startswith("/proc/self/") or name in _OWN or name.startswith(_LOADERS)
 
 
 def read_functions(path: Path) -> NDArray[np.void]:
