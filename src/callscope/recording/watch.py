@@ -76,7 +76,8 @@ class Watch:
             wanted["dump"] = "a signal"
         elif kind == records.JOURNAL_CRASH and len(payload) >= records.CRASH.itemsize:
             crash = np.frombuffer(payload, records.CRASH, 1)[0]
-            if int(crash["crash_flags"]) & records.CRASH_HANDLED:
+            # Of a Windows program's exceptions nobody tells at this moment whether they will be handled.
+            if crash["system"] == records.CRASH_WINDOWS or int(crash["crash_flags"]) & records.CRASH_HANDLED:
                 return
             self._processes.discard(process)
             # Of the last process nothing makes room any more: the trace itself has it all.
