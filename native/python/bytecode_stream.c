@@ -70,7 +70,8 @@ static long window_instructions(void) {
         uint8_t token = *next++;
         int numbers = token < NEAR_LIMIT ? 0 : numbers_of[token - NEAR_LIMIT];
         size_t value = 0;
-        count += token < NEAR_LIMIT || token == TOKEN_FAR || token == TOKEN_CODE;
+        count +=
+            token < NEAR_LIMIT || token == TOKEN_FAR || token == TOKEN_CODE || (choice.infer && token == TOKEN_START);
         while (numbers-- > 0) {
             int shift = 0;
             value = 0;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -29,3 +31,19 @@ def library_path(name: str) -> Path:
 def kernel() -> ctypes.CDLL:
     """The kernel library: plain C over flat arrays, called with pointers to NumPy data."""
     return ctypes.CDLL(str(library_path(KERNEL_NAME)))
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Within the block, signals that would end this process are kept for the program: `forward_signals` says which."""
+    if kernel().cs_forward_begin() != 0:
+        raise NativeError("signal handlers cannot be installed: run callscope outside a sandbox that forbids it")
+    try:
+        yield
+    finally:
+        kernel().cs_forward_end()
+
+
+def forward_signals(pid: int) -> None:
+    """Give the program the signals held back so far, and those still to come. Within `signals_held` only."""
+    kernel().cs_forward_to(pid)

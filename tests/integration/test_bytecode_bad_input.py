@@ -1,5 +1,6 @@
 """Programs that exit or raise, and files that are none: the right status, and one clear line."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -46,6 +47,38 @@ def test_status_and_output_are_the_programs(version: Version, tmp_path: Path) ->
         assert done.stdout + done.stderr == plain.stdout
         trace = (tmp_path / f"{number}.txt").read_text().splitlines()
         assert len(trace) > 2 and all(line.startswith("<module>> ") for line in trace)
+
+
+WAITING = """\
+import sys, time
+def wait():
+    rounds = 0
+    while True:
+        rounds += 1
+        if rounds == 5:
+            sys.stdout.write("ready\\n")
+            sys.stdout.flush()
+        time.sleep(0.01)
+wait()
+"""
+
+
+@pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 13)], ids=name_of)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_program_leaves_its_trace(number: signal.Signals, version: Version, tmp_path: Path) -> None:
+    """Ctrl-C goes to the whole group, other signals to the recorder alone, which passes them on."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    command = [sys.executable, "-m", "callscope", "bytecode", "--python", interpreter_of(version).path]
+    with subprocess.Popen(
+        [*command, "waiting.py", "trace.txt"], cwd=tmp_path, env=tool_environment(tmp_path), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
+        status = process.wait(60)
+    assert status == (1 if number is signal.SIGINT and version < (3, 8) else 128 + number)
+    lines = (tmp_path / "trace.txt").read_text().splitlines()
+    assert lines[-1].startswith("wait> ") and sum("wait> " in line for line in lines) > 30
 
 
 PROBE = """\

@@ -51,18 +51,50 @@ class Seen(NamedTuple):
 
 
 def seen(found: list[Step], version: Version) -> Iterator[Seen]:
-    """What gdb saw. Up to 3.10 an instruction behind EXTENDED_ARG has the position of that one."""
+    """What gdb saw. Up to 3.10 an instruction behind EXTENDED_ARG has the position of that one; and where the switch
+    always leads to the label, it is no execution of its own.
+    """
     unit = 3 if version < (3,) else 2
+    copies = {one[:3] for one, two in pairwise(found) if one[3] < 0 and (one[:3] != two[:3] or two[3] < 0)}
     behind = 0
     last: Step | None = None
-    for step in found:
+    for step, after in pairwise([*found, None]):
+        assert step is not None
         name, line, offset, label, byte = step
         if last is not None and last[:3] == step[:3] and last[3] in EXTENDED_ARG.get(version, ()):
             behind += 1
         elif last is None or last[:3] != step[:3] or last[3] >= 0:
             behind = 0
-        yield Seen((name, line, offset + unit * behind), label, byte)
         last = step
+        if label >= 0 or after is None or step[:3] in copies or behind:
+            yield Seen((name, line, offset + unit * behind), label, byte)
+
+
+class Matcher:
+    """Follows what gdb saw through the rows, allowing for what one instruction does of the next ones' work."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.places = [place_of(row) for row in rows]
+        self._following = {one: two for one, two in pairwise(sorted(set(self.places))) if one[:2] == two[:2]}
+        self._last: dict[tuple[str, int], tuple[int, int]] = {}
+        """By code object: the row executed last, and how many behind it may have been done with it."""
+
+    def take(self, at: int, specialised: bool) -> None:
+        """Row `at` was executed."""
+        self._last[self.places[at][:2]] = (at, 2 if specialised else 0)
+
+    def done_before(self, at: int) -> bool:
+        """Whether row `at` may be part of what was executed before it in its code object; it is taken then."""
+        code = self.places[at][:2]
+        last, room = self._last.get(code, (-1, 0))
+        if last >= 0 and self.rows[last]["name"] == "FOR_ITER" and self.rows[at]["name"] == "END_FOR":
+            self._last[code] = (at, int(self.rows[at + 1]["name"] == "POP_TOP"))
+        elif room > 0 and self._following.get(self.places[last]) == self.places[at]:
+            self._last[code] = (at, room - 1)
+        else:
+            return False
+        return True
 
 
 def differences(expected: list[Seen], rows: list[dict[str, Any]]) -> str:
@@ -70,25 +102,23 @@ def differences(expected: list[Seen], rows: list[dict[str, Any]]) -> str:
     made = {place_of(row)[:2]: row["offset"] for row in rows if row["name"] == "RETURN_GENERATOR"}
     expected = [step for step in expected if step.place[2] > made.get(step.place[:2], -1)]
     rows = [row for row in rows if row["offset"] > made.get(place_of(row)[:2], -1)]
-    places = [place_of(row) for row in rows]
-    ordered = sorted(set(places))
-    following = {one: two for one, two in pairwise(ordered) if one[:2] == two[:2]}
+    matcher = Matcher(rows)
+    places = matcher.places
     at = places.index(expected[0].place)
     before: Seen | None = None
-    specialised = False
     for number, step in enumerate(expected):
-        if before is not None and at < len(rows) and places[at] != step.place:
+        if before is not None and places[at : at + 1] != [step.place]:
             if step.place == before.place and (step.byte or step.label != before.label):
-                specialised |= step.byte not in (0, rows[at - 1]["opcode"])
+                if step.byte not in (0, rows[at - 1]["opcode"]):
+                    matcher.take(at - 1, True)
                 continue
-            if rows[at - 1]["name"] == "FOR_ITER" and rows[at]["name"] == "END_FOR":
-                at += 1 + (rows[at + 1]["name"] == "POP_TOP" and places[at + 1] != step.place)
-            elif specialised and following.get(before.place) in places[at : at + 1]:
-                at += 1 + (following.get(places[at]) == places[at + 1] != step.place)
+            while at < len(rows) and places[at] != step.place and matcher.done_before(at):
+                at += 1
         if at >= len(rows) or places[at] != step.place:
             shown = [f"{place_of(row)} {row['name']}" for row in rows[max(at - 4, 0) : at + 4]]
             return f"step {number} of {len(expected)}: {expected[max(number - 4, 0) : number + 4]}, but {shown}"
-        before, specialised = step, step.byte not in (0, rows[at]["opcode"])
+        matcher.take(at, step.byte not in (0, rows[at]["opcode"]))
+        before = step
         at += 1
     left = [row["name"] for row in rows[at:]]
     return f"{left} are left" if len(left) > 12 else ""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from callscope.bytecode.interpreters import (
     MAGIC_BYTES,
@@ -20,7 +18,7 @@ from callscope.bytecode.interpreters import (
     magic_version,
 )
 from callscope.errors import RecordError, UsageError
-from callscope.native import library_path
+from callscope.native import forward_signals, library_path, signals_held
 
 LIBRARY_NAME = "libcallscope-bytecode.so"
 TARGET = Path(__file__).parent / "target"
@@ -146,18 +144,12 @@ def _prepare(program: Program, header: int, choice: Choice, infer: int, director
 
 
 def _wait(command: Sequence[str], environment: dict[str, str]) -> int:
-    """Run a program with our terminal; the signals that a terminal sends are for it."""
-    kept = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
-    try:
-        process = subprocess.Popen(command, env=environment, close_fds=False, preexec_fn=lambda: _restore(kept))
+    """Run a program with our terminal; signals that would end us are for it."""
+    with signals_held():
+        try:
+            process = subprocess.Popen(command, env=environment, close_fds=False)
+        except OSError as error:
+            raise RecordError(f"{command[0]} cannot be started: {error.strerror}") from None
+        forward_signals(process.pid)
         status = process.wait()
-    except OSError as error:
-        raise RecordError(f"{command[0]} cannot be started: {error.strerror}") from None
-    finally:
-        _restore(kept)
     return status if status >= 0 else 128 - status
-
-
-def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

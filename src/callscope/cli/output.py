@@ -45,7 +45,7 @@ class Output:
     ) -> None:
         """Standard output, or a new file. `force`: an existing file may be replaced. `compressed`: the file by gzip.
 
-        Raises UsageError when the file exists, unless forced.
+        Raises UsageError when the file exists, unless forced, CallscopeError when it has no directory.
         """
         self.format = format
         self._file = file
@@ -53,6 +53,8 @@ class Output:
         self._compressed = compressed
         if file is not None and not force and os.path.lexists(file):
             raise UsageError(f"{file} exists: choose another name, or replace it with --force")
+        if file is not None and not file.parent.is_dir():
+            raise CallscopeError(f"cannot write to {file}: there is no such directory; write elsewhere")
 
     @property
     def json(self) -> bool:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from callscope.errors import NativeError, RecordError
-from callscope.native import AGENT_NAME, PYTHON_NAME, kernel, library_path
+from callscope.errors import RecordError
+from callscope.native import AGENT_NAME, PYTHON_NAME, library_path
 
 SESSION_VARIABLE = "CALLSCOPE_SESSION"
 RECORDER_VARIABLE = "CALLSCOPE_RECORDER"
@@ -85,19 +84,3 @@ def wait_program(pid: int) -> int:
     _, status = os.waitpid(pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Within the block, signals that would end this process are kept for the program: `forward_signals` says which."""
-    if kernel().cs_forward_begin() != 0:
-        raise NativeError("signal handlers cannot be installed: run callscope outside a sandbox that forbids it")
-    try:
-        yield
-    finally:
-        kernel().cs_forward_end()
-
-
-def forward_signals(pid: int) -> None:
-    """Give the program the signals held back so far, and those still to come. Within `signals_held` only."""
-    kernel().cs_forward_to(pid)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from callscope.errors import ImageError, PlanError, RecordError
+from callscope.native import forward_signals, signals_held
 from callscope.patching.cache import load_or_plan
 from callscope.patching.scope import Scope
 from callscope.recording.archive import Archive
@@ -20,9 +21,7 @@ from callscope.recording.directory import JOURNAL_NAME, default_directory
 from callscope.recording.hottest import Hottest, hottest
 from callscope.recording.journal import JournalSummary, summarise_journal
 from callscope.recording.launch import (
-    forward_signals,
     preloaded,
-    signals_held,
     start_program,
     traced_environment,
     wait_program,
