@@ -117,9 +117,10 @@ def test_another_trace_is_where_the_removed_one_was(churn: Path, tmp_path: Path,
 
 
 def test_a_flight_recorders_directory_is_removed(churn: Path, tmp_path: Path, plan_cache: Path) -> None:
-    recording = Recording(churn, tmp_path, plan_cache, "--keep-last", "8M", tenths=50)
+    recording = Recording(churn, tmp_path, plan_cache, "--keep-last", "8M", tenths=9000)
     shutil.rmtree(recording.trace)
     assert recording.callscope("dump", recording.program).stderr.count("was removed while it was recorded") == 1
+    (tmp_path / "stop").touch()
     output, errors, status = recording.end()
     assert (output, status) == ("done\n", 5), errors
     ended, full = bursts(recording.trace)

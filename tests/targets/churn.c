@@ -44,7 +44,7 @@ static void on_signal(int number) {
 static void churn(int count, int together) {
     pthread_t stays, *threads = calloc((size_t)together, sizeof *threads);
     pthread_create(&stays, NULL, steady, NULL);
-    for (int done = 0; done < count; done += together) {
+    for (int done = 0; done < count && access("stop", F_OK); done += together) {
         for (int i = 0; i < together; i++)
             pthread_create(&threads[i], NULL, short_lived, NULL);
         for (int i = 0; i < together; i++)
@@ -57,7 +57,7 @@ static void churn(int count, int together) {
 
 /* Bursts for `tenths` of a second, then many at once. */
 static void paced(int tenths) {
-    for (int i = 0; i < tenths * 10; i++) {
+    for (int i = 0; i < tenths * 10 && access("stop", F_OK); i++) {
         for (int k = 0; k < 500; k++)
             burst();
         usleep(10000);
