@@ -224,6 +224,8 @@ def test_rights_that_are_missing_are_named(tmp_path: Path, plan_cache: Path) -> 
             assert process.stdout is not None
             assert process.stdout.read(1) == b"r"
             assert reason in refusal_to_nobody(process.pid)
-            if words:
-                assert f"belongs to user {NOBODY}" in error_of(attach(process.pid, tmp_path / "t", plan_cache))
+            if words:  # to root nothing of that is an obstacle
+                outcome = attach(process.pid, tmp_path / "t", plan_cache, "--duration", "50ms")
+                assert outcome.status == 0, outcome.errors
+                assert changed_code(process.pid) == []
             process.kill()
