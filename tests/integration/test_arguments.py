@@ -113,7 +113,6 @@ def test_prototypes_registers_and_json(tmp_path: Path, plan_cache: Path) -> None
     for form, text in (
         ("chrome", '"args": {"arguments": "by=1.5, what=\\"four\\", times=4"}'),
         ("x64trace", 'enter plain!scale(by=1.5, what="four", times=4)'),
-        ("perfetto", 'by=1.5, what="four", times=4'),
     ):
         done = callscope(["export", tmp_path / "trace", "--to", form, "-o", exported], plan_cache)
         assert done.status == 0, done.errors
