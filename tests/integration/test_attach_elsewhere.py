@@ -15,6 +15,7 @@ from tests.builders.tracing import Outcome, callscope, count_calls
 from tests.integration.test_attach import CALLS_OF_FIB, changed_code
 
 NOBODY = 65534
+CHROOT = "/usr/sbin/chroot"
 Words = list[str | Path]
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for namespaces and other users")
@@ -44,7 +45,7 @@ def is_replaced(program: Path, directory: Path) -> tuple[Words, Callable[[], Non
 
 def is_in_a_container(program: Path, directory: Path) -> tuple[Words, Callable[[], None]]:
     root = root_of(program, directory)
-    return ["unshare", "-m", "-p", "-f", f"--mount-proc={root}/proc", "chroot", root, "/attached"], nothing
+    return ["unshare", "-m", "-p", "-f", f"--mount-proc={root}/proc", CHROOT, root, "/attached"], nothing
 
 
 def is_in_an_own_mount_namespace(program: Path, directory: Path) -> tuple[Words, Callable[[], None]]:
@@ -57,12 +58,12 @@ def is_in_an_own_mount_namespace(program: Path, directory: Path) -> tuple[Words,
 
 def is_in_another_root(program: Path, directory: Path) -> tuple[Words, Callable[[], None]]:
     """Without /proc."""
-    return ["chroot", root_of(program, directory), "/attached"], nothing
+    return [CHROOT, root_of(program, directory), "/attached"], nothing
 
 
 def is_of_another_user(program: Path, directory: Path) -> tuple[Words, Callable[[], None]]:
     return [
-        "chroot", f"--userspec={NOBODY}:{NOBODY}", root_of(program, directory), "/attached",
+        CHROOT, f"--userspec={NOBODY}:{NOBODY}", root_of(program, directory), "/attached",
     ], nothing  # fmt: skip
 
 

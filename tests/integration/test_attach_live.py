@@ -20,6 +20,7 @@ from tests.integration.test_attach import changed_code
 RUNNING, UNWOUND = 3, 2
 MOST_OPEN = 64
 """calls of a thread that may have begun before the recording, or not have ended with it"""
+QUICK = {"python3", "redis-server", "nginx"}
 THROWS = {"redis-server": set(), "nginx": set(), "threads": {"descend(int)"}}
 """What exceptions leave, of programs where that is known; in the others anything may be."""
 
@@ -69,7 +70,9 @@ def directory(tmp_path: Path, plan_cache: Path, monkeypatch: pytest.MonkeyPatch)
     return tmp_path
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.long]) for name in PROGRAMS]
+)
 def test_busy_programs_are_attached_to(name: str, directory: Path) -> None:
     record_again_and_again(name, directory, 3, 0.2)
 

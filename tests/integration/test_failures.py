@@ -124,7 +124,7 @@ def test_a_flight_recorders_directory_is_removed(churn: Path, tmp_path: Path, pl
     output, errors, status = recording.end()
     assert (output, status) == ("done\n", 5), errors
     ended, full = bursts(recording.trace)
-    assert ended > 20_000 and full >= ended - 1
+    assert ended > 1000 and full >= ended - 1
 
 
 def test_the_disk_is_full(churn: Path, tmp_path: Path, plan_cache: Path) -> None:

@@ -119,7 +119,9 @@ def report_of(windows: Windows, trace: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("how", ["", "thread", "caught", "handler"])
+@pytest.mark.parametrize(
+    "how", ["", "thread", *(pytest.param(how, marks=pytest.mark.long) for how in ("caught", "handler"))]
+)
 @pytest.mark.parametrize("what", ["abort", "assert", "terminate", "throw", "noexcept"])
 def test_programs_that_abort(
     what: str, how: str, windows: Windows, endings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
