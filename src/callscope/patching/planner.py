@@ -9,8 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -150,9 +148,7 @@ def _ranges(functions: FunctionTable, jobs: int) -> list[tuple[int, int]]:
 def _run(
     task: Callable[[tuple[int, int]], Any], ranges: Sequence[tuple[int, int]], jobs: int, tell: _Teller
 ) -> list[Any]:
-    """Run a task over ranges, in forked processes that share what is in `_shared`; the results in order. Raises
-    PlanError when one of them is killed.
-    """
+    """Run a task over ranges, in forked processes that share what is in `_shared`; the results in order."""
     functions: FunctionTable = _shared["functions"]
     sizes = [int(functions.size[first:last].sum()) for first, last in ranges]
     results = []
@@ -161,19 +157,10 @@ def _run(
             results.append(task(bounds))
             tell.advance(size)
         return results
-    others = multiprocessing.active_children()
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), _begin_worker) as pool:
-        try:
-            for size, result in zip(sizes, pool.map(task, ranges), strict=True):
-                results.append(result)
-                tell.advance(size)
-        except BrokenProcessPool:
-            raise PlanError("a planning process was killed, perhaps for want of memory: try again") from None
-        except BaseException:
-            for worker in multiprocessing.active_children():  # nobody wants the rest
-                if worker not in others:
-                    worker.terminate()
-            raise
+    with multiprocessing.get_context("fork").Pool(jobs, _begin_worker) as pool:
+        for size, result in zip(sizes, pool.imap(task, ranges), strict=True):
+            results.append(result)
+            tell.advance(size)
     return results
 
 
@@ -183,7 +170,7 @@ def _begin_worker() -> None:
     gc.disable()
     # Ctrl-C is for the process that planned with them, and is followed by the pool's end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # They are ended so; the command's own handler would keep them.
+    # The pool ends its workers so; the command's own handler would keep them.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Without this, workers wait for ever when that process is killed (prctl(2)).
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
