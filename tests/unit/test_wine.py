@@ -1,5 +1,6 @@
 """Finding Wine, and the questions of agents that come as files."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ def test_wine_is_found_on_the_path_or_where_debian_has_it(monkeypatch: pytest.Mo
 
 def question(paths: list[str]) -> bytes:
     request = np.zeros(1, records.REQUEST)
-    request["magic"], request["version"], request["module_count"] = records.REQUEST_MAGIC, 1, len(paths)
+    request["magic"], request["version"] = records.REQUEST_MAGIC, records.REQUEST_VERSION
+    request["module_count"] = len(paths)
     modules = np.zeros(len(paths), records.REQUEST_MODULE)
     modules["path"] = [path.encode() for path in paths]
     return request.tobytes() + modules.tobytes()
@@ -44,8 +46,9 @@ def test_questions_are_answered_whole(tmp_path: Path) -> None:
     with Mailbox(answer) as box:
         (box.directory / "1-1.ask").write_bytes(question(["/a.dll", "/b.exe"]))
         reply = box.directory / "1-1.reply"
+        deadline = time.monotonic() + 20
         while not reply.exists():
-            pass
+            assert time.monotonic() < deadline, "no answer"
         found = np.frombuffer(reply.read_bytes(), records.REPLY)
     assert asked == ["/a.dll", "/b.exe"]
     assert found["status"].tolist() == [records.REPLY_SKIP, records.REPLY_PLAN]
