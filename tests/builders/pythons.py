@@ -41,7 +41,7 @@ def interpreter_of(version: Version) -> Interpreter:
 
 def rarely(version: Version) -> list[pytest.MarkDecorator]:
     """Marks of a case: those versions are `long` whose bytecode is recorded as that of a neighbour among the others."""
-    return [pytest.mark.long] if version in {(3, 6), (3, 7), (3, 9), (3, 10)} else []
+    return [pytest.mark.long] if version in {(3, 6), (3, 7), (3, 8), (3, 9), (3, 10)} else []
 
 
 each_version = pytest.mark.parametrize(
