@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import callscope
+from tests.builders.churn import bursts
 from tests.builders.compilers import TARGETS, compile_program, have
 from tests.builders.disks import small_disk
 from tests.builders.tracing import tool_environment
@@ -64,18 +65,6 @@ def wait_for(done: Callable[[], object]) -> None:
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def bursts(trace: Path) -> tuple[int, int]:
-    """Calls of burst() that ended, and those among them with ten calls of work()."""
-    with callscope.open(trace) as tables:
-        query = (
-            "SELECT count(*), count(*) FILTER (n = 10) FROM (SELECT b.call_id, count(w.call_id) AS n FROM calls b "
-            "LEFT JOIN calls w ON w.parent_id = b.call_id WHERE b.function = 'burst' AND b.ended_by = 'return' "
-            "GROUP BY b.call_id)"
-        )
-        ended, full = tables.sql(query).fetchall()[0]
-        return int(ended), int(full)
 
 
 def test_the_recorder_is_killed(churn: Path, tmp_path: Path, plan_cache: Path) -> None:

@@ -18,6 +18,7 @@ import callscope
 from callscope import format as records
 from callscope.recording.directory import read_header
 from callscope.trace.open import open_trace
+from tests.builders.churn import bursts
 from tests.builders.compilers import TARGETS, compile_program, have
 from tests.builders.tracing import tool_environment
 
@@ -48,18 +49,6 @@ def disk(path: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in path.rglob("*") if file.is_file())
 
 
-def full_bursts(trace: Path) -> tuple[int, int]:
-    """How many calls of burst() have ended, and how many of these have all their ten calls of work()."""
-    with callscope.open(trace) as tables:
-        query = (
-            "SELECT count(*), count(*) FILTER (n = 10) FROM (SELECT b.call_id, count(w.call_id) AS n FROM calls b "
-            "LEFT JOIN calls w ON w.parent_id = b.call_id WHERE b.function = 'burst' AND b.ended_by = 'return' "
-            "GROUP BY b.call_id)"
-        )
-        ended, full = tables.sql(query).fetchall()[0]
-        return int(ended), int(full)
-
-
 @pytest.mark.parametrize(("together", "size"), [(1, 16), (200, 64)])
 def test_any_number_of_threads_takes_the_same_room(
     together: int, size: int, churn: Path, run: Run, tmp_path: Path
@@ -75,7 +64,7 @@ def test_any_number_of_threads_takes_the_same_room(
     for chunk in trace.events.chunks:
         thread = known[int(chunk["thread"])]
         assert thread.start_tsc is not None and thread.tid == chunk["tid"]
-    ended, full = full_bursts(tmp_path / "t")
+    ended, full = bursts(tmp_path / "t")
     assert ended > 50 and full >= ended - 2
 
 
@@ -115,7 +104,7 @@ def test_dumps_of_a_program_that_goes_on(churn: Path, run: Run, tmp_path: Path, 
         trace = open_trace(tmp_path / name)
         assert trace.is_complete and [thread.name for thread in trace.threads].count("steady") == 1
         assert stat_modes(tmp_path / name) == {0o600, 0o700}
-        ended, full = full_bursts(tmp_path / name)
+        ended, full = bursts(tmp_path / name)
         assert full > 10 and full >= ended - 2
         assert run("info", name).returncode == run("tree", name, "--depth", "2").returncode == 0
 
@@ -138,7 +127,7 @@ def test_dumped_on_a_signal(mode: str, said: str, churn: Path, run: Run, tmp_pat
     done = run("record", "--keep-last", "4M", "--dump-on", "usr2", "-o", "t.trace", churn, mode)
     assert (done.stdout, done.returncode) == (f"{said}\ndone\n", 5)
     assert "callscope: dumped: t-dump1.trace\n" in done.stderr
-    counts = [full_bursts(tmp_path / f"t-dump{number}.trace") for number in (1, 2)]
+    counts = [bursts(tmp_path / f"t-dump{number}.trace") for number in (1, 2)]
     assert [11 <= counts[0][0] <= 20, 31 <= counts[1][0] <= 40] == [True, True], counts
     assert all(ended == full for ended, full in counts)
 
